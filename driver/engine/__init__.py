@@ -1,0 +1,1 @@
+"""The numerical core: models, neighbour lists, batched evaluation, batched molecular dynamics."""

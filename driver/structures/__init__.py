@@ -1,0 +1,1 @@
+"""Where materials come from: prototypes, readers, tolerance factors. Needs no torch and no MPI."""
