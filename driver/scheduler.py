@@ -1,0 +1,373 @@
+"""Which task next, for whom: a pure state machine. Events in, leases out; no I/O, no clock, no MPI.
+
+Longest first: a task's priority is the cost of its trajectory that is still to be done, so the chains that would end
+last start first. A worker stays with its model while that model has work. Leases shrink as the work runs out, so that
+all workers end at about the same time. A failed lease is split until the culprit stands alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from driver.archive.records import TaskKey, TaskState
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task as the scheduler sees it.
+
+    Attributes
+    ----------
+    key : TaskKey
+    atoms : int
+        Atoms that the task brings into a batch.
+    cost : float
+        Expected work, in any unit that is the same for all tasks (atoms x force evaluations).
+    requires : tuple of TaskKey
+        Tasks that must be done before.
+    """
+
+    key: TaskKey
+    atoms: int
+    cost: float
+    requires: tuple[TaskKey, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Tasks of one model and stage, handed together to one worker so that they run as one batch."""
+
+    id: int
+    worker: int
+    model: str
+    stage: str
+    tasks: tuple[TaskKey, ...]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many tasks stand where; `blocked` ones wait for a quarantined task and will not run."""
+
+    total: int
+    done: int
+    quarantined: int
+    blocked: int
+
+    @property
+    def left(self) -> int:
+        """Tasks that can still be done."""
+        return self.total - self.done - self.quarantined - self.blocked
+
+
+@dataclass
+class _Worker:
+    capacity_atoms: int
+    model: str = ""
+    leases: set[int] = field(default_factory=set)
+
+
+class Scheduler:
+    """State of a campaign's tasks.
+
+    Parameters
+    ----------
+    tasks : iterable of TaskSpec
+        All tasks of the campaign, done ones included.
+    states : mapping of TaskKey to TaskState
+        What the archive knows.
+    max_attempts : int
+        Failed attempts after which a task is quarantined.
+    leases_in_flight : int
+        Leases that a worker holds at a time; two, so that it never waits for the master.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[TaskSpec],
+        states: Mapping[TaskKey, TaskState] | None = None,
+        *,
+        max_attempts: int = 3,
+        leases_in_flight: int = 2,
+    ) -> None:
+        states = states or {}
+        self._specs = {spec.key: spec for spec in tasks}
+        self._max_attempts = max_attempts
+        self._leases_in_flight = leases_in_flight
+        self._attempts = {key: state.attempts for key, state in states.items()}
+        self._done = {key for key, state in states.items() if state.status == "done" and key in self._specs}
+        self._quarantined = {
+            key for key, state in states.items() if state.status == "quarantined" and key in self._specs
+        }
+        self._blocked: set[TaskKey] = set()
+        self._dependents: dict[TaskKey, list[TaskKey]] = defaultdict(list)
+        self._missing: dict[TaskKey, int] = {}
+        self._workers: dict[int, _Worker] = {}
+        self._leases: dict[int, Lease] = {}
+        self._open: dict[int, set[TaskKey]] = {}
+        self._lease_of_task: dict[TaskKey, int] = {}
+        self._ids = itertools.count(1)
+        self._draining = False
+        self._halves: deque[tuple[TaskKey, ...]] = deque()
+        self._ready: dict[str, dict[str, list[tuple[float, int, TaskKey]]]] = defaultdict(lambda: defaultdict(list))
+        self._ready_atoms: dict[tuple[str, str], int] = defaultdict(int)
+        self._ready_tasks = 0
+        self._order = {key: i for i, key in enumerate(self._specs)}
+        self._remaining = self._remaining_costs()
+        self._left_cost = 0.0
+        self._enqueue_initial()
+
+    # -- construction ---------------------------------------------------------------------------------------------
+
+    def _remaining_costs(self) -> dict[TaskKey, float]:
+        """Cost of each task plus that of all that can only follow it (longest chain)."""
+        for spec in self._specs.values():
+            for required in spec.requires:
+                if required not in self._specs:
+                    raise ValueError(f"{spec.key} requires {required}, which is not a task of this campaign")
+                self._dependents[required].append(spec.key)
+        remaining: dict[TaskKey, float] = {}
+        for start in self._specs:
+            stack = [start]
+            while stack:
+                key = stack[-1]
+                pending = [d for d in self._dependents[key] if d not in remaining]
+                if key not in remaining and pending:
+                    stack.extend(pending)
+                    continue
+                stack.pop()
+                after = max((remaining[d] for d in self._dependents[key]), default=0.0)
+                remaining[key] = self._specs[key].cost + after
+        return remaining
+
+    def _enqueue_initial(self) -> None:
+        for key, spec in self._specs.items():
+            self._missing[key] = sum(required not in self._done for required in spec.requires)
+        for key in tuple(self._quarantined):
+            for dependent in self._block(key):
+                self._blocked.add(dependent)
+        for key in self._specs:
+            if self._settled(key):
+                continue
+            self._left_cost += self._specs[key].cost
+            if self._missing[key] == 0:
+                self._push(key)
+
+    # -- workers --------------------------------------------------------------------------------------------------
+
+    def add_worker(self, worker: int, capacity_atoms: int) -> None:
+        """A worker is there and can hold `capacity_atoms` atoms in a batch."""
+        self._workers[worker] = _Worker(capacity_atoms)
+
+    def set_capacity(self, worker: int, capacity_atoms: int) -> None:
+        """A worker has measured (or lost) capacity."""
+        self._workers[worker].capacity_atoms = max(1, capacity_atoms)
+
+    def remove_worker(self, worker: int) -> tuple[TaskKey, ...]:
+        """A worker is gone: its unfinished tasks go back in the queue. Return them."""
+        leases = sorted(self._workers[worker].leases)
+        lost = tuple(key for lease_id in leases for key in self._return(lease_id))
+        del self._workers[worker]
+        return lost
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Workers that are there."""
+        return tuple(self._workers)
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    def finish(self, key: TaskKey) -> None:
+        """A task is committed. What waited for it alone becomes ready."""
+        self._close(key)
+        if key in self._done:
+            return
+        self._done.add(key)
+        self._left_cost -= self._specs[key].cost
+        for dependent in self._dependents[key]:
+            self._missing[dependent] -= 1
+            if self._missing[dependent] == 0 and not self._settled(dependent):
+                self._push(dependent)
+
+    def fail(self, key: TaskKey, *, permanent: bool = False) -> bool:
+        """An attempt at a task failed. Return whether the task is quarantined with it."""
+        self._close(key)
+        self._attempts[key] = self._attempts.get(key, 0) + 1
+        if permanent or self._attempts[key] >= self._max_attempts:
+            self._quarantined.add(key)
+            self._left_cost -= self._specs[key].cost
+            self._block_dependents(key)
+            return True
+        self._push(key)
+        return False
+
+    def next_attempt(self, key: TaskKey) -> int:
+        """Number that the next (or running) attempt at a task has."""
+        return self._attempts.get(key, 0) + 1
+
+    def end_lease(self, lease_id: int) -> None:
+        """A worker is through with a lease; what it did not report goes back in the queue."""
+        self._return(lease_id)
+
+    def split_lease(self, lease_id: int) -> TaskKey | None:
+        """A lease failed as a whole. Queue its halves, or return the task if it stands alone (the culprit: `fail` it).
+
+        Tasks of the lease that were already reported stay as they are.
+        """
+        tasks = self._unfinished(lease_id)
+        self._forget(lease_id)
+        if len(tasks) == 1:
+            return tasks[0]
+        middle = (len(tasks) + 1) // 2
+        self._halves.extend(half for half in (tasks[:middle], tasks[middle:]) if half)
+        return None
+
+    def drain(self) -> None:
+        """Hand out nothing more."""
+        self._draining = True
+
+    # -- decisions ------------------------------------------------------------------------------------------------
+
+    def assign(self) -> list[Lease]:
+        """Leases to send out now: round robin, so that no worker gets its second before the others have one."""
+        leases: list[Lease] = []
+        if self._draining:
+            return leases
+        for depth in range(1, self._leases_in_flight + 1):
+            for worker in self._workers:
+                # A lease that waits behind another is for keeping workers busy, not for hoarding the last tasks.
+                if depth > 1 and self._ready_tasks < len(self._workers):
+                    return leases
+                if len(self._workers[worker].leases) < depth:
+                    lease = self._next_lease(worker)
+                    if lease is None:
+                        return leases
+                    leases.append(lease)
+        return leases
+
+    def _next_lease(self, worker: int) -> Lease | None:
+        if self._halves:
+            return self._hand_out(worker, self._halves.popleft())
+        model = self._choose_model(worker)
+        if model is None:
+            return None
+        stages = self._ready[model]
+        stage = min((s for s in stages if stages[s]), key=lambda s: stages[s][0])
+        return self._hand_out(worker, self._fill(worker, model, stage))
+
+    def _choose_model(self, worker: int) -> str | None:
+        longest = {
+            m: min(q[0] for q in stages.values() if q) for m, stages in self._ready.items() if any(stages.values())
+        }
+        if self._workers[worker].model in longest:
+            return self._workers[worker].model
+        return min(longest, key=longest.__getitem__, default=None)
+
+    def _fill(self, worker: int, model: str, stage: str) -> tuple[TaskKey, ...]:
+        """Take the longest ready tasks up to the worker's capacity, and no more than its share of what is ready."""
+        queue = self._ready[model][stage]
+        share = self._ready_atoms[model, stage] / (self._leases_in_flight * len(self._workers))
+        target = min(self._workers[worker].capacity_atoms, share)
+        tasks: list[TaskKey] = []
+        atoms = 0
+        while queue:
+            key = queue[0][2]
+            if tasks and atoms + self._specs[key].atoms > target:
+                break
+            heapq.heappop(queue)
+            atoms += self._specs[key].atoms
+            tasks.append(key)
+        self._ready_atoms[model, stage] -= atoms
+        self._ready_tasks -= len(tasks)
+        return tuple(tasks)
+
+    def _hand_out(self, worker: int, tasks: tuple[TaskKey, ...]) -> Lease:
+        lease = Lease(next(self._ids), worker, tasks[0].model, tasks[0].stage, tasks)
+        self._leases[lease.id] = lease
+        self._open[lease.id] = set(tasks)
+        self._lease_of_task.update(dict.fromkeys(tasks, lease.id))
+        self._workers[worker].leases.add(lease.id)
+        self._workers[worker].model = lease.model
+        return lease
+
+    # -- queries --------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """No lease is out."""
+        return not self._leases
+
+    @property
+    def exhausted(self) -> bool:
+        """No lease is out and nothing can be handed out."""
+        return self.idle and self.counts.left == 0
+
+    @property
+    def counts(self) -> Counts:
+        """How many tasks stand where."""
+        return Counts(len(self._specs), len(self._done), len(self._quarantined), len(self._blocked))
+
+    def spec(self, key: TaskKey) -> TaskSpec:
+        """The task of that key."""
+        return self._specs[key]
+
+    def remaining_cost(self) -> float:
+        """Cost of all that can still be done, in the unit of `TaskSpec.cost`."""
+        return max(self._left_cost, 0.0)
+
+    def lease_of(self, lease_id: int) -> Lease | None:
+        """The lease of that number, if it is out."""
+        return self._leases.get(lease_id)
+
+    # -- bookkeeping ----------------------------------------------------------------------------------------------
+
+    def _push(self, key: TaskKey) -> None:
+        heapq.heappush(self._ready[key.model][key.stage], (-self._remaining[key], self._order[key], key))
+        self._ready_atoms[key.model, key.stage] += self._specs[key].atoms
+        self._ready_tasks += 1
+
+    def _settled(self, key: TaskKey) -> bool:
+        return key in self._done or key in self._quarantined or key in self._blocked
+
+    def _close(self, key: TaskKey) -> None:
+        lease_id = self._lease_of_task.pop(key, None)
+        if lease_id is not None:
+            self._open[lease_id].discard(key)
+
+    def _return(self, lease_id: int) -> tuple[TaskKey, ...]:
+        unfinished = self._unfinished(lease_id)
+        self._forget(lease_id)
+        for key in unfinished:
+            self._push(key)
+        return unfinished
+
+    def _unfinished(self, lease_id: int) -> tuple[TaskKey, ...]:
+        lease = self._leases.get(lease_id)
+        return tuple(key for key in lease.tasks if key in self._open[lease_id]) if lease else ()
+
+    def _forget(self, lease_id: int) -> None:
+        for key in self._unfinished(lease_id):
+            del self._lease_of_task[key]
+        lease = self._leases.pop(lease_id, None)
+        self._open.pop(lease_id, None)
+        if lease is not None and lease.worker in self._workers:
+            self._workers[lease.worker].leases.discard(lease_id)
+
+    def _block_dependents(self, key: TaskKey) -> None:
+        for dependent in self._block(key):
+            self._blocked.add(dependent)
+            self._left_cost -= self._specs[dependent].cost
+
+    def _block(self, key: TaskKey) -> list[TaskKey]:
+        """All that cannot run because `key` will not."""
+        found: dict[TaskKey, None] = {}
+        stack = [key]
+        while stack:
+            for dependent in self._dependents[stack.pop()]:
+                if dependent not in found and not self._settled(dependent):
+                    found[dependent] = None
+                    stack.append(dependent)
+        return list(found)
