@@ -1,0 +1,148 @@
+"""The reference evaluator: MACE in torch, many structures at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from mace.modules.models import MACE
+
+from driver.engine.convolution import fuse_convolutions
+from driver.engine.interface import Evaluation, StructureBatch
+from driver.engine.neighbors import Edges, NeighborList
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the model needs of a batch that stays the same while atoms move."""
+
+    numbers: torch.Tensor
+    counts: tuple[int, ...]
+    inputs: dict[str, torch.Tensor]
+
+
+class TorchEvaluator:
+    """A MACE model on a device in one precision.
+
+    Parameters
+    ----------
+    model : MACE
+        Cut to the elements at hand or not; taken over (moved, converted and rearranged in place).
+    head : int
+        Index of the model's head.
+    dtype : torch.dtype
+    device : torch.device
+
+    Attributes
+    ----------
+    name : str
+        "torch".
+    cutoff_A : float
+        Range of the neighbour list that the model needs.
+    atomic_numbers : tuple of int
+        Elements that can be evaluated.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: MACE, *, head: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.cutoff_A = float(model.r_max)
+        self.atomic_numbers = tuple(int(z) for z in model.atomic_numbers)
+        self._model = fuse_convolutions(model.to(device=device, dtype=dtype).eval().requires_grad_(False))
+        self._head = head
+        self._element = torch.full((128,), -1, dtype=torch.int64, device=device)
+        self._element[list(self.atomic_numbers)] = torch.arange(len(self.atomic_numbers), device=device)
+        self._layout: _Layout | None = None
+
+    def evaluate(self, batch: StructureBatch, neighbors: NeighborList, *, stress: bool = False) -> Evaluation:
+        """Evaluate all structures of a batch.
+
+        A structure that cannot be evaluated (coordinates that are not finite, a collapsed cell, two atoms in one place)
+        gets NaN for its energy, forces and stress, and affects no other.
+
+        Parameters
+        ----------
+        batch : StructureBatch
+            In the evaluator's dtype and on its device.
+        neighbors : NeighborList
+            The caller's list for this batch, of the evaluator's cutoff; brought up to date here.
+        stress : bool
+            Also compute the stress.
+
+        Raises
+        ------
+        ValueError
+            Batch or neighbour list do not fit the evaluator, or an element is not among `atomic_numbers`.
+        """
+        self._check(batch, neighbors)
+        edges = neighbors.update(batch)
+        energy, gradient = self._differentiate(batch, edges)
+        # E depends on positions only through the edge vectors r = R_receiver - R_sender + shift, so dE/dr gives all.
+        forces = torch.zeros_like(batch.positions)
+        forces.index_add_(0, edges.senders, gradient)
+        forces.index_add_(0, edges.receivers, gradient, alpha=-1)
+        tensor = _stress(batch, edges, gradient) if stress else None
+        if edges.unusable:
+            lost = torch.zeros(batch.size, dtype=torch.bool, device=self.device)
+            lost[list(edges.unusable)] = True
+            energy[lost] = torch.nan
+            forces[lost[batch.system]] = torch.nan
+            if tensor is not None:
+                tensor[lost] = torch.nan
+        return Evaluation(energy, forces, tensor)
+
+    def _differentiate(self, batch: StructureBatch, edges: Edges) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the energies (B,), float64, and the derivatives (E, 3) of their sum by the edge vectors."""
+        shifts = edges.shifts_A.detach().requires_grad_(True)
+        inputs = {
+            **self._constant_inputs(batch),
+            "positions": batch.positions.detach(),
+            "cell": batch.cells,
+            "edge_index": torch.stack((edges.senders, edges.receivers)),
+            "shifts": shifts,
+        }
+        with torch.enable_grad():
+            output = self._model(inputs, compute_force=False)
+            total = output["energy"]
+        (gradient,) = torch.autograd.grad([total], [shifts], [torch.ones_like(total)])
+        # The atoms' energies are summed here, in double precision: in float32 their sum loses digits.
+        energy = torch.zeros(batch.size, dtype=torch.float64, device=self.device)
+        energy.index_add_(0, batch.system, output["node_energy"].detach().to(torch.float64))
+        return energy, gradient
+
+    def _constant_inputs(self, batch: StructureBatch) -> dict[str, torch.Tensor]:
+        """Return the model's inputs that do not depend on positions, made once per batch."""
+        layout = self._layout
+        if layout is None or layout.numbers is not batch.numbers or layout.counts != batch.counts:
+            element = self._element[batch.numbers]
+            if bool((element < 0).any()):
+                absent = sorted(set(batch.numbers[element < 0].tolist()))
+                raise ValueError(f"no elements {absent} in an evaluator of {self.atomic_numbers}")
+            inputs = {
+                "node_attrs": torch.nn.functional.one_hot(element, len(self.atomic_numbers)).to(self.dtype),
+                "batch": batch.system,
+                "ptr": torch.zeros(batch.size + 1, dtype=torch.int64, device=self.device),
+                "head": torch.full((batch.size,), self._head, dtype=torch.int64, device=self.device),
+            }
+            self._layout = layout = _Layout(batch.numbers, batch.counts, inputs)
+        return layout.inputs
+
+    def _check(self, batch: StructureBatch, neighbors: NeighborList) -> None:
+        if batch.positions.dtype != self.dtype or batch.positions.device != self.device:
+            have = f"{batch.positions.dtype} on {batch.positions.device}"
+            raise ValueError(f"the batch is {have}, the evaluator {self.dtype} on {self.device}")
+        if neighbors.cutoff_A < self.cutoff_A:
+            raise ValueError(f"the neighbour list ends at {neighbors.cutoff_A} A, the model at {self.cutoff_A} A")
+
+
+def _stress(batch: StructureBatch, edges: Edges, gradient: torch.Tensor) -> torch.Tensor:
+    """Return the stress (B, 3, 3) in eV/angstrom^3: sum over edges of r (x) dE/dr, symmetrised, by volume."""
+    vectors = edges.vectors(batch.positions.detach())
+    virial = torch.zeros(batch.size, 9, dtype=gradient.dtype, device=gradient.device)
+    products = (vectors.unsqueeze(2) * gradient.unsqueeze(1)).view(-1, 9)
+    virial.index_add_(0, batch.system.index_select(0, edges.receivers), products)
+    virial = virial.view(-1, 3, 3)
+    volume = torch.linalg.det(batch.cells).abs().view(-1, 1, 1)
+    return 0.5 * (virial + virial.transpose(1, 2)) / volume
