@@ -1,6 +1,6 @@
 """The compounds of the demo model, their cubic prototype and how it is relaxed and run.
 
-Shared by the three scripts beside it, so that labels and evaluation use one definition of each crystal and one protocol.
+Shared by the scripts beside it, so that labels and evaluation use one definition of each crystal and one protocol.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class Elpasolite:
         )
 
 
-COMPOUNDS = tuple(
-    Elpasolite(*sites) for sites in product(("Rb", "Cs"), ("Na", "Ag"), ("In", "Sb", "Bi"), ("Cl", "Br"))
-)
+COMPOUNDS = tuple(Elpasolite(*sites) for sites in product(("Rb", "Cs"), ("Na", "Ag"), ("In", "Sb", "Bi"), ("Cl", "Br")))
 HELD_OUT = Elpasolite("Cs", "Ag", "Bi", "Br")
 
 
@@ -83,7 +81,7 @@ def relax_cubic(compound: Elpasolite, calculator: Calculator, fmax_eV_A: float =
     atoms.calc = calculator
     if not BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=fmax_eV_A, steps=300):
         raise RuntimeError(f"{compound.formula}: the cubic cell did not relax to {fmax_eV_A} eV/A in 300 steps")
-    lattice_constant_A = (4.0 * atoms.get_volume()) ** (1.0 / 3.0)
+    lattice_constant_A = float(4.0 * atoms.get_volume()) ** (1.0 / 3.0)
     m_index = atoms.symbols.search(compound.m_site)[0]
     bonds_A = atoms.get_distances(m_index, atoms.symbols.search(compound.halide), mic=True)
     return CubicGeometry(lattice_constant_A, float(bonds_A.mean()) / lattice_constant_A)

@@ -1,8 +1,8 @@
 """Label elpasolite cells with the teacher, CHGNet 0.3.0, and write the demo model's data sets.
 
-Writes train.extxyz, valid.extxyz, test.extxyz and geometries.json (the teacher's relaxed cubic cells) to a folder. Needs
-the teacher's package (requirements-retrain.txt). One finished compound is one file in FOLDER/labels, and is not made
-again, so that an interrupted run is continued by the same command.
+Writes train.extxyz, valid.extxyz, test.extxyz and geometries.json (the teacher's relaxed cubic cells) to a folder.
+Needs the teacher's package (requirements-retrain.txt). One finished compound is one file in FOLDER/labels, and is not
+made again, so that an interrupted run is continued by the same command.
 """
 
 from __future__ import annotations
