@@ -1,0 +1,206 @@
+"""Materials from files: structures in any format that ASE reads, and lists of formulas."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ase.db
+import ase.io
+import numpy as np
+from ase import Atoms
+
+from driver.archive.records import Structure
+from driver.errors import UsageError
+from driver.structures.convert import from_ase
+
+_COMPRESSED = {".gz", ".bz2", ".xz"}
+
+
+@dataclass(frozen=True)
+class NamedStructure:
+    """A structure, the key it goes by, and the file (and frame) it comes from."""
+
+    key: str
+    structure: Structure
+    source: str
+
+
+@dataclass(frozen=True)
+class MaterialProblem:
+    """A material that cannot be used: the key it would have had, where it comes from, and why."""
+
+    key: str
+    source: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.message}"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    name: str
+    """What tells it from other frames of the file; "" if it is the only one."""
+    info: Mapping[str, Any]
+    atoms: Atoms | None
+    error: str = ""
+
+
+def find_files(pattern: str, base_dir: Path) -> list[Path]:
+    """Return the files that a pattern names, sorted.
+
+    Parameters
+    ----------
+    pattern : str
+        A file, a folder (all its files that are not hidden, without subfolders), or a glob (`**` crosses folders);
+        relative to `base_dir` unless absolute.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file.
+    """
+    path = Path(base_dir, Path(pattern).expanduser())
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [child for child in path.iterdir() if child.is_file() and not child.name.startswith(".")]
+    else:
+        anchor = Path(path.anchor)
+        found = [match for match in anchor.glob(str(path.relative_to(anchor))) if match.is_file()]
+    if not found:
+        raise UsageError(f"materials.structures: no file matches {path}")
+    return sorted(found)
+
+
+def read_structures(path: Path, *, key_field: str = "") -> list[NamedStructure | MaterialProblem]:
+    """Return every structure in a file, in order, or what is wrong with it.
+
+    The key of a structure is its entry `key_field` (of an ASE database's key-value pairs, or of the comment line of
+    extended XYZ); without `key_field` the entry `key` or `name` where there is one; else the file's name without its
+    extension, followed by `-<index>` (ASE database: `-<id>`) if the file holds several. POSCAR and CONTCAR take the
+    name of their folder. Characters other than letters, digits and `._+()-` become `_`.
+
+    Parameters
+    ----------
+    path : Path
+    key_field : str
+    """
+    stem = _stem(path)
+    results: list[NamedStructure | MaterialProblem] = []
+    for frame in _frames(path):
+        fallback = f"{stem}-{frame.name}" if frame.name else stem
+        source = f"{path} [{frame.name}]" if frame.name else str(path)
+        fields = [key_field] if key_field else ["key", "name"]
+        named = [str(frame.info[name]) for name in fields if str(frame.info.get(name, "")).strip()]
+        key = _clean(named[0] if named else fallback)
+        error = frame.error or (f"has no entry {key_field!r} to be named after" if key_field and not named else "")
+        if frame.atoms is not None and not error:
+            error = _defect(frame.atoms)
+        if frame.atoms is None or error:
+            results.append(MaterialProblem(key, source, error))
+        else:
+            results.append(NamedStructure(key, from_ase(frame.atoms), source))
+    return results
+
+
+def read_formulas(path: Path) -> list[tuple[str, str]]:
+    """Return (formula, source) for each entry of a list of formulas.
+
+    Parameters
+    ----------
+    path : Path
+        A CSV file with a column `formula`, or a text file with one formula per line and `#` before comments.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, has no such column, or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"materials.formulas_file: cannot read {path} ({error})") from error
+    entries = _csv_formulas(path, text) if path.suffix.lower() == ".csv" else _plain_formulas(text)
+    formulas = [(formula, f"{path} line {line}") for line, formula in entries if formula]
+    if not formulas:
+        raise UsageError(f"materials.formulas_file: {path} holds no formula")
+    return formulas
+
+
+def _plain_formulas(text: str) -> Iterator[tuple[int, str]]:
+    for line, content in enumerate(text.splitlines(), start=1):
+        yield line, content.split("#")[0].strip()
+
+
+def _csv_formulas(path: Path, text: str) -> Iterator[tuple[int, str]]:
+    reader = csv.DictReader(text.splitlines())
+    columns = [name for name in reader.fieldnames or [] if name.strip().lower() == "formula"]
+    if not columns:
+        found = ", ".join(reader.fieldnames or []) or "none"
+        raise UsageError(f"materials.formulas_file: {path} has no column 'formula' (columns: {found})")
+    for row in reader:
+        yield reader.line_num, (row[columns[0]] or "").strip()
+
+
+def _frames(path: Path) -> list[_Frame]:
+    """Read a whole file; what cannot be read becomes a last frame with an error."""
+    frames: list[_Frame] = []
+    failure = ""
+    try:
+        if path.suffix == ".db":
+            for row in ase.db.connect(path).select():
+                frames.append(_Frame(str(row.id), dict(row.key_value_pairs), row.toatoms()))
+        else:
+            for index, atoms in enumerate(ase.io.iread(path, index=":")):
+                frames.append(_Frame(str(index), atoms.info, atoms))
+        if not frames:
+            failure = "holds no structure"
+    # ASE's readers raise whatever their parsing runs into, bare AssertionErrors included.
+    except Exception as error:
+        failure = f"not readable as a structure ({type(error).__name__}: {error})".replace("\n", " ")
+    if failure:
+        frames.append(_Frame(str(len(frames)) if frames else "", {}, None, failure))
+    elif len(frames) == 1:
+        return [_Frame("", frames[0].info, frames[0].atoms)]
+    return frames
+
+
+def _defect(atoms: Atoms) -> str:
+    """Say why atoms are no crystal that can be run; "" if they are.
+
+    Overlapping atoms are let through: they are a matter of the task, and one of them must not hold a campaign up.
+    """
+    if len(atoms) == 0:
+        return "holds no atoms"
+    if atoms.cell.rank < 3 or abs(atoms.cell.volume) < 1e-6:
+        return "has no three-dimensional cell"
+    if not atoms.pbc.all():
+        return "is not periodic in all three directions"
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+        return "has positions or a cell that are not finite"
+    if (atoms.numbers < 1).any():
+        return "has atoms of no element"
+    for occupancies in atoms.info.get("occupancy", {}).values():
+        if len(occupancies) > 1 or min(occupancies.values()) < 0.999:
+            shares = ", ".join(f"{symbol} {share:g}" for symbol, share in occupancies.items())
+            return f"has a partially occupied site ({shares}); give an ordered structure"
+    return ""
+
+
+def _stem(path: Path) -> str:
+    name = path.with_suffix("").name if path.suffix in _COMPRESSED else path.name
+    generic = re.fullmatch(r"(?:POSCAR|CONTCAR)[._-]?(.*)", name)
+    if generic:
+        return generic[1] or path.resolve().parent.name
+    return Path(name).stem
+
+
+def _clean(key: str) -> str:
+    cleaned = re.sub(r"[^A-Za-z0-9._+()-]", "_", key.strip())
+    return re.sub(r"^\.", "_", cleaned)
