@@ -19,6 +19,10 @@ class ArchiveError(Exception):
     """The archive cannot be read, written or used as asked; the message names the thing and the remedy."""
 
 
+class StorageError(ArchiveError):
+    """The file system refuses to write (full, quota, read-only, broken); what is committed is intact."""
+
+
 @dataclass(frozen=True, order=True)
 class TaskKey:
     """One task of a campaign.

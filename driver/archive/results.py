@@ -1,0 +1,92 @@
+"""Put the result of a task into its group, and get the checksum of what stands there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from driver.archive.datasets import SEGMENT_ROWS, canonical_paths, read_value, write_array, write_attributes
+from driver.archive.records import STAGES, ArchiveError, Array, TaskResult
+from driver.archive.rows import scalar_row
+from driver.archive.schema import data_checksum, group_path, safe_path, scalar_bytes
+
+
+def check_result(result: TaskResult) -> None:
+    """Raise `ArchiveError`, which names the task, unless a result fits the format."""
+    key = result.key
+    if key.stage not in STAGES or key.segment < 0:
+        raise ArchiveError(f"{key}: no such task")
+    scalar_row(result, 0, 0, 0)
+    paths = set(result.arrays) | set(result.links)
+    if len(paths) < len(result.arrays) + len(result.links):
+        raise ArchiveError(f"{key}: a dataset and a link have the same path")
+    for path, array in result.arrays.items():
+        safe_path(path)
+        if any(path.startswith(f"{other}/") for other in paths):
+            raise ArchiveError(f"{key}: {path!r} lies below another dataset")
+        _check_array(f"{key}: {path}", array)
+    for path, target in result.links.items():
+        safe_path(path)
+        if target not in result.arrays:
+            raise ArchiveError(f"{key}: link {path!r} names {target!r}, which is no dataset of the result")
+
+
+def write_result(h5: h5py.File, result: TaskResult, row: npt.NDArray[Any]) -> str:
+    """Write a result's arrays, links and attributes; return the checksum over these arrays and the scalars.
+
+    Parameters
+    ----------
+    h5 : h5py.File
+    result : TaskResult
+    row : (1,) structured array
+        Its row of the stage's table.
+    """
+    key = result.key
+    path = group_path(key.material, key.model, key.stage)
+    if key.segment == 0 and path in h5:
+        del h5[path]
+    group = h5.require_group(path)
+    for name, array in result.arrays.items():
+        write_array(group, name, array, key.segment)
+    if key.segment == 0:
+        for name, target in result.links.items():
+            parent, _, leaf = name.rpartition("/")
+            (group.require_group(parent) if parent else group)[leaf] = group[target]
+        write_attributes(group, result.attributes)
+    return data_checksum(scalar_bytes(row, key.stage), _given_arrays(result))
+
+
+def stored_arrays(group: h5py.Group, segment: int) -> Iterator[tuple[str, npt.NDArray[Any] | str]]:
+    """Yield what a task has stored, path by path, as it enters the checksum.
+
+    The first segment answers for the datasets that do not grow; every segment for its own rows.
+    """
+    for path, dataset in canonical_paths(group):
+        if segment == 0 or SEGMENT_ROWS in dataset.attrs:
+            yield path, read_value(dataset, segment)
+
+
+def _given_arrays(result: TaskResult) -> Iterator[tuple[str, npt.NDArray[Any] | str]]:
+    first_names = {path: path for path in result.arrays}
+    for path, target in result.links.items():
+        first_names[target] = min(first_names[target], path)
+    for target, path in sorted(first_names.items(), key=lambda item: item[1]):
+        array = result.arrays[target]
+        if result.key.segment == 0 or array.append:
+            yield path, array.value if isinstance(array.value, str) else np.asarray(array.value)
+
+
+def _check_array(name: str, array: Array) -> None:
+    if isinstance(array.value, str):
+        if array.append or "\0" in array.value:
+            raise ArchiveError(f"{name}: a text cannot be appended, or hold NUL")
+        return
+    value = np.asarray(array.value)
+    if value.dtype.kind not in "biufS" or value.dtype.byteorder == ">":
+        raise ArchiveError(f"{name}: {value.dtype} cannot be stored")
+    if array.append and (value.ndim == 0 or len(value) == 0):
+        raise ArchiveError(f"{name}: appended arrays need at least one row")

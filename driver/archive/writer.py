@@ -1,0 +1,395 @@
+"""Write an archive: one process, and only whole results."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import numpy as np
+
+from driver.archive.datasets import append_rows, create_dataset, create_table, write_structure
+from driver.archive.journal import JournaledFile, journal_path
+from driver.archive.lock import WriterLock
+from driver.archive.reader import ArchiveView
+from driver.archive.records import (
+    ArchiveError,
+    Attempt,
+    Header,
+    MaterialRecord,
+    ModelRecord,
+    StorageError,
+    TaskKey,
+    TaskResult,
+    TaskState,
+)
+from driver.archive.results import check_result, write_result
+from driver.archive.rows import failure_row, material_row, model_row, requeued_row, scalar_row, task_row, to_rows
+from driver.archive.schema import FORMAT, FORMAT_VERSION, TABLES, structure_checksum
+from driver.archive.sources import check_format, clear_errors
+from driver.archive.storage import Storage
+
+_LIBVER = ("v110", "latest")
+"""Chunk indices of HDF5 1.10; the file itself keeps the superblock of 1.8, which has no mark of an open writer."""
+
+_FULL = {
+    errno.ENOSPC: "no space left on the file system",
+    errno.EDQUOT: "disk quota exceeded",
+    errno.EFBIG: "file size limit reached",
+}
+
+
+class ArchiveWriter:
+    """The one writer of an archive; a context manager. Use `create` or `open` to get one.
+
+    Every public method that changes something is one transaction: it is durable when the method returns, and if it
+    raises, nothing of it is there.
+    """
+
+    def __init__(self, path: Path, lock: WriterLock, storage: Storage) -> None:
+        self.path = path
+        self._lock = lock
+        self._storage = storage
+        with clear_errors(path), _storage_errors(path):
+            self._file = JournaledFile(path, storage=storage)
+        try:
+            with clear_errors(path):
+                self.h5 = h5py.File(self._file, "r+", libver=_LIBVER)
+                check_format(self.h5, path, to_write=True)
+            self.view = ArchiveView(_OwnSource(self))
+            self._states = self.view.task_states()
+            self._load_index()
+        except BaseException:
+            self._file.drop_writes(True)
+            self._close_h5()
+            self._file.close()
+            raise
+
+    @classmethod
+    def create(cls, path: Path | str, header: Header, *, storage: Storage | None = None) -> ArchiveWriter:
+        """Create an archive: built under another name, then renamed.
+
+        Raises
+        ------
+        ArchiveError
+            If there is a file of that name, or another process is creating it.
+        StorageError
+            If the file system refuses.
+        """
+        path, storage = Path(path), storage or Storage()
+        with _locked(path, storage) as lock:
+            if storage.exists(path):
+                raise ArchiveError(f"{path} exists already: open it, or choose another name")
+            with _storage_errors(path):
+                _place(storage, path, _empty_archive(header))
+            return cls(path, lock, storage)
+
+    @classmethod
+    def open(cls, path: Path | str, *, storage: Storage | None = None) -> ArchiveWriter:
+        """Open an archive as of its last commit, whatever happened to its last writer.
+
+        Raises
+        ------
+        ArchiveError
+            If there is none, it is no archive, it is of a newer format, or another process is writing it.
+        StorageError
+            If the file system refuses.
+        """
+        path, storage = Path(path), storage or Storage()
+        if not storage.exists(path):
+            raise ArchiveError(f"{path}: no such archive")
+        with _locked(path, storage) as lock:
+            return cls(path, lock, storage)
+
+    def __enter__(self) -> ArchiveWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the archive and give up the lock. Without a reader in the way, the journal is emptied and removed."""
+        if self._file.closed:
+            return
+        try:
+            self._file.drop_writes(True)  # nothing is uncommitted
+            self._close_h5()
+            with _storage_errors(self.path):
+                self._file.close()
+        finally:
+            self._lock.release()
+
+    # -- transactions ------------------------------------------------------------------------------------------------
+
+    def add_materials(self, materials: Sequence[MaterialRecord]) -> int:
+        """Add materials that are not there yet; return how many.
+
+        Raises
+        ------
+        ArchiveError
+            If a material is there with another structure, or its key cannot be used.
+        """
+        new: dict[str, MaterialRecord] = {}
+        for record in materials:
+            known = self._structures.get(record.key)
+            if record.key in new:
+                known = structure_checksum(new[record.key].structure)
+            if known is None:
+                new[record.key] = record
+            elif known != structure_checksum(record.structure):
+                raise ArchiveError(
+                    f"material {record.key} is in {self.path} with another structure: give the new one another key"
+                )
+        rows = to_rows("materials", [material_row(record) for record in new.values()])
+        if new:
+            with self._transaction():
+                for record in new.values():
+                    write_structure(self.h5.create_group(f"materials/{record.key}/structure"), record.structure)
+                append_rows(self.h5["tables/materials"], rows)
+            self._load_index()
+        return len(new)
+
+    def add_models(self, models: Sequence[ModelRecord]) -> int:
+        """Add models that are not there yet; return how many.
+
+        Raises
+        ------
+        ArchiveError
+            If a model is there with another sha256 or head, or its key cannot be used.
+        """
+        new: dict[str, ModelRecord] = {}
+        known = {**self._models}
+        for record in models:
+            stored = known.setdefault(record.key, record)
+            if record.key not in self._models and stored is record:
+                new[record.key] = record
+            for what in ("sha256", "head"):
+                old, now = getattr(stored, what), getattr(record, what)
+                if old != now:
+                    raise ArchiveError(
+                        f"model {record.key} is in {self.path} with another {what} ({old!r}, now {now!r}):"
+                        " use the same file, or give the new one another key"
+                    )
+        rows = to_rows("models", [model_row(record) for record in new.values()])
+        if new:
+            with self._transaction():
+                append_rows(self.h5["tables/models"], rows)
+            self._load_index()
+        return len(new)
+
+    def commit(self, attempts: Sequence[Attempt]) -> int:
+        """Store finished attempts, all in one transaction; return how many were stored.
+
+        An attempt at a task that is done already is left out: its result is there and stays.
+
+        Raises
+        ------
+        ArchiveError
+            If a result does not fit the format (unknown material, missing scalar, a segment before its predecessor);
+            the message names the task. Nothing is stored then.
+        StorageError
+            If the file system refuses; what was committed before is intact, and this writer is of no more use.
+        """
+        states = dict[TaskKey, TaskState]()
+        kept = []
+        for attempt in attempts:
+            key = attempt.key
+            if self._state(key, states) != "done":
+                self._check(attempt, states)
+                done = "quarantined" if attempt.quarantined else "failed"
+                states[key] = TaskState("done" if isinstance(attempt.outcome, TaskResult) else done, attempt.number)
+                kept.append(attempt)
+        if kept:
+            with self._transaction():
+                self._store(kept)
+            self._states.update(states)
+        return len(kept)
+
+    def requeue_quarantined(self) -> list[TaskKey]:
+        """Give all quarantined tasks their attempts back; return them."""
+        keys = [key for key, state in self._states.items() if state.status == "quarantined"]
+        if keys:
+            rows = [requeued_row(key, *self._indices(key)) for key in keys]
+            with self._transaction():
+                append_rows(self.h5["tables/tasks"], to_rows("tasks", rows))
+            self._states.update(dict.fromkeys(keys, TaskState("failed", 0)))
+        return keys
+
+    def set_header_config(self, config_yaml: str) -> None:
+        """Replace the composed configuration in the header, as when a campaign is lengthened."""
+        if config_yaml != self.view.header.config_yaml:
+            with self._transaction():
+                group = self.h5["header"]
+                del group["config_yaml"]
+                create_dataset(group, "config_yaml", config_yaml)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _state(self, key: TaskKey, states: dict[TaskKey, TaskState]) -> str:
+        state = states.get(key) or self._states.get(key)
+        return state.status if state else ""
+
+    def _check(self, attempt: Attempt, states: dict[TaskKey, TaskState]) -> None:
+        key = attempt.key
+        self._indices(key)
+        if isinstance(attempt.outcome, TaskResult):
+            check_result(attempt.outcome)
+            before = TaskKey(key.material, key.model, key.stage, key.segment - 1)
+            if key.segment > 0 and self._state(before, states) != "done":
+                raise ArchiveError(f"{key}: its predecessor is not done, so it cannot be stored")
+
+    def _indices(self, key: TaskKey) -> tuple[int, int]:
+        try:
+            return self._material_rows[key.material], self._model_rows[key.model]
+        except KeyError as error:
+            raise ArchiveError(f"{key}: {error.args[0]} is not in {self.path}; add it first") from error
+
+    def _store(self, attempts: Sequence[Attempt]) -> None:
+        tasks, first = [], len(self.h5["tables/tasks"])
+        others: dict[str, list[tuple[object, ...]]] = {}
+        for number, attempt in enumerate(attempts, start=first):
+            key, outcome = attempt.key, attempt.outcome
+            indices, checksum = self._indices(key), ""
+            if isinstance(outcome, TaskResult):
+                row = scalar_row(outcome, number, *indices)
+                checksum = write_result(self.h5, outcome, to_rows(key.stage, [row]))
+                others.setdefault(key.stage, []).append(row)
+            else:
+                others.setdefault("failures", []).append(failure_row(attempt, outcome, number, *indices))
+            tasks.append(task_row(attempt, checksum, *indices))
+        append_rows(self.h5["tables/tasks"], to_rows("tasks", tasks))
+        for table, rows in others.items():
+            append_rows(self.h5[f"tables/{table}"], to_rows(table, rows))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        if self._file.failure is not None:
+            raise _storage_error(self.path, self._file.failure)
+        try:
+            yield
+            self.h5.flush()
+            self._file.commit()
+        except BaseException as error:
+            self._roll_back()
+            if self._file.failure is not None:
+                raise _storage_error(self.path, self._file.failure) from error
+            raise
+
+    def _roll_back(self) -> None:
+        """Return to the last commit: HDF5 is closed without a trace and opened again."""
+        self._file.drop_writes(True)
+        self._close_h5()
+        self._file.drop_writes(False)
+        with contextlib.suppress(OSError):
+            self._file.rollback()
+        broken = self._file.failure is not None
+        self.h5 = h5py.File(self._file, "r" if broken else "r+", libver=_LIBVER)
+
+    def _close_h5(self) -> None:
+        with contextlib.suppress(AttributeError, OSError, RuntimeError):
+            self.h5.close()
+
+    def _load_index(self) -> None:
+        materials = self.view.table("materials")
+        self._structures: dict[str, str] = dict(zip(materials["key"], materials["checksum"], strict=True))
+        self._models = self.view.models()
+        self._material_rows = {key: row for row, key in enumerate(self._structures)}
+        self._model_rows = {key: row for row, key in enumerate(self._models)}
+
+
+class _OwnSource:
+    """The writer's own file as a view sees it."""
+
+    def __init__(self, writer: ArchiveWriter) -> None:
+        self._writer = writer
+
+    @property
+    def path(self) -> Path:
+        return self._writer.path
+
+    @property
+    def h5(self) -> h5py.File:
+        return self._writer.h5
+
+    def stale(self) -> bool:
+        """The writer reads what it wrote."""
+        return False
+
+    def reopen(self) -> None:
+        """Nothing to do: the writer reopens its file itself."""
+
+    def close(self) -> None:
+        """Nothing to do: the file belongs to the writer."""
+
+
+@contextlib.contextmanager
+def _locked(path: Path, storage: Storage) -> Iterator[WriterLock]:
+    """Hold the writer's lock; it is kept unless the block raises."""
+    with clear_errors(path), _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(path, storage=storage)
+    try:
+        yield lock
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    reason = _FULL.get(error.errno or 0) or error.strerror or str(error)
+    return StorageError(
+        f"{path} cannot be written: {reason}. Nothing committed is lost; mend that and run the same command again"
+    )
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise _storage_error(path, error) from error
+
+
+def _empty_archive(header: Header) -> bytes:
+    image = io.BytesIO()
+    with h5py.File(image, "w", libver=("v108", "latest")) as h5:
+        h5.attrs["format"] = FORMAT
+        h5.attrs["format_version"] = FORMAT_VERSION
+    with h5py.File(image, "r+", libver=_LIBVER) as h5:
+        group = h5.create_group("header")
+        group.attrs["campaign"] = header.campaign
+        group.attrs["seed"] = np.int64(header.seed)
+        group.attrs["created"] = header.created or time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        create_dataset(group, "config_yaml", header.config_yaml)
+        create_dataset(group, "physics", json.dumps(dict(header.physics), indent=1))
+        create_dataset(group, "versions", json.dumps(dict(header.versions), indent=1))
+        for name, dtype in TABLES.items():
+            create_table(h5.require_group("tables"), name, dtype)
+        h5.create_group("materials")
+    return image.getvalue()
+
+
+def _place(storage: Storage, path: Path, data: bytes) -> None:
+    """Make a file appear under its name whole, and without a journal of an earlier file."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = storage.open(temporary, write=True, create=True)
+    try:
+        storage.resize(descriptor, 0)
+        storage.write_at(descriptor, data, 0)
+        storage.sync(descriptor)
+    finally:
+        storage.close(descriptor)
+    storage.remove(journal_path(path))
+    storage.sync_directory(path.parent)
+    storage.replace(temporary, path)
+    storage.sync_directory(path.parent)
