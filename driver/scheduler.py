@@ -83,6 +83,8 @@ class Scheduler:
         Failed attempts after which a task is quarantined.
     leases_in_flight : int
         Leases that a worker holds at a time; two, so that it never waits for the master.
+    workers_expected : int
+        Workers that will come; the first to arrive must not take the share of those still starting.
     """
 
     def __init__(
@@ -92,11 +94,13 @@ class Scheduler:
         *,
         max_attempts: int = 3,
         leases_in_flight: int = 2,
+        workers_expected: int = 1,
     ) -> None:
         states = states or {}
         self._specs = {spec.key: spec for spec in tasks}
         self._max_attempts = max_attempts
         self._leases_in_flight = leases_in_flight
+        self._workers_expected = workers_expected
         self._attempts = {key: state.attempts for key, state in states.items()}
         self._done = {key for key, state in states.items() if state.status == "done" and key in self._specs}
         self._quarantined = {
@@ -195,14 +199,19 @@ class Scheduler:
     def fail(self, key: TaskKey, *, permanent: bool = False) -> bool:
         """An attempt at a task failed. Return whether the task is quarantined with it."""
         self._close(key)
+        quarantine = self.would_quarantine(key, permanent=permanent)
         self._attempts[key] = self._attempts.get(key, 0) + 1
-        if permanent or self._attempts[key] >= self._max_attempts:
+        if quarantine:
             self._quarantined.add(key)
             self._left_cost -= self._specs[key].cost
             self._block_dependents(key)
             return True
         self._push(key)
         return False
+
+    def would_quarantine(self, key: TaskKey, *, permanent: bool = False) -> bool:
+        """Whether one more failed attempt makes the task one to give up."""
+        return permanent or self.next_attempt(key) >= self._max_attempts
 
     def next_attempt(self, key: TaskKey) -> int:
         """Number that the next (or running) attempt at a task has."""
@@ -269,7 +278,9 @@ class Scheduler:
     def _fill(self, worker: int, model: str, stage: str) -> tuple[TaskKey, ...]:
         """Take the longest ready tasks up to the worker's capacity, and no more than its share of what is ready."""
         queue = self._ready[model][stage]
-        share = self._ready_atoms[model, stage] / (self._leases_in_flight * len(self._workers))
+        share = self._ready_atoms[model, stage] / (
+            self._leases_in_flight * max(len(self._workers), self._workers_expected)
+        )
         target = min(self._workers[worker].capacity_atoms, share)
         tasks: list[TaskKey] = []
         atoms = 0

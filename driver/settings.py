@@ -6,11 +6,18 @@ differ between two runs of the same campaign.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
+
+from driver.errors import UsageError
 
 PHYSICS: dict[str, Any] = {"physics": True}
 """Field metadata: results depend on this setting."""
+
+
+DTYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,10 @@ class SupercellSettings:
     matrix: tuple[int, ...] = field(default=(2, 2, 2), metadata=PHYSICS)
     min_length_A: float | None = field(default=None, metadata=PHYSICS)
 
+    def __post_init__(self) -> None:
+        _require(len(self.matrix) in (3, 9), f"supercell.matrix has 3 or 9 entries, not {len(self.matrix)}")
+        _require(self.min_length_A is None or self.min_length_A > 0, "supercell.min_length_A must be positive")
+
 
 @dataclass(frozen=True)
 class RelaxSettings:
@@ -42,6 +53,12 @@ class RelaxSettings:
     optimizer: str = field(default="FIRE", metadata=PHYSICS)
     dtype: str = field(default="float64", metadata=PHYSICS)
 
+    def __post_init__(self) -> None:
+        _choice("relax.mode", self.mode, ("cell_and_positions", "positions", "none"))
+        _choice("relax.optimizer", self.optimizer, ("FIRE", "LBFGS", "BFGS"))
+        _choice("relax.dtype", self.dtype, DTYPES)
+        _positive(self, "relax", "symprec_A", "fmax_eV_A", "max_steps")
+
 
 @dataclass(frozen=True)
 class DisplaceSettings:
@@ -54,6 +71,18 @@ class DisplaceSettings:
     symprec_A: float = field(default=1e-5, metadata=PHYSICS)
     symmetrize: bool = field(default=True, metadata=PHYSICS)
     dtype: str = field(default="float64", metadata=PHYSICS)
+
+    def __post_init__(self) -> None:
+        _choice("displace.dtype", self.dtype, DTYPES)
+        _require(
+            bool(self.distances_A) and min(self.distances_A) > 0, "displace.distances_A: one or more positive lengths"
+        )
+        for name in ("sigma_distance_A", "bands_distance_A"):
+            value = getattr(self, name)
+            listed = ", ".join(map(str, self.distances_A))
+            _require(
+                value in self.distances_A, f"displace.{name} = {value} is not among displace.distances_A ({listed})"
+            )
 
 
 @dataclass(frozen=True)
@@ -102,6 +131,32 @@ class DynamicsSettings:
     max_temperature_factor: float = field(default=4.0, metadata=PHYSICS)
     min_distance_A: float = field(default=0.7, metadata=PHYSICS)
 
+    def __post_init__(self) -> None:
+        _choice("dynamics.ensemble", self.ensemble, ("langevin", "andersen", "nve"))
+        _choice("dynamics.dtype", self.dtype, DTYPES)
+        _choice("dynamics.frame_dtype", self.frame_dtype, DTYPES)
+        _positive(
+            self,
+            "dynamics",
+            "temperature_K",
+            "timestep_fs",
+            "segment_ps",
+            "frame_interval_fs",
+            "replicas",
+            "production_ps",
+        )
+        _require(self.equilibration_ps >= 0, "dynamics.equilibration_ps must not be negative")
+        _multiple("dynamics", "frame_interval_fs", self.frame_interval_fs, "dynamics.timestep_fs", self.timestep_fs)
+        _multiple(
+            "dynamics",
+            "segment_ps",
+            self.segment_ps,
+            "dynamics.frame_interval_fs (in ps)",
+            self.frame_interval_fs / 1000.0,
+        )
+        total = self.equilibration_ps + self.production_ps
+        _multiple("dynamics", "equilibration_ps + production_ps", total, "dynamics.segment_ps", self.segment_ps)
+
     @property
     def segment_steps(self) -> int:
         """Time steps per segment."""
@@ -116,3 +171,128 @@ class DynamicsSettings:
     def segments(self) -> int:
         """Segments of a whole trajectory."""
         return max(1, round((self.equilibration_ps + self.production_ps) / self.segment_ps))
+
+
+@dataclass(frozen=True)
+class ExecutionSettings:
+    """How a campaign is run; nothing here changes results beyond rounding.
+
+    Attributes
+    ----------
+    device : str
+        auto, cpu, cuda or cuda:N.
+    threads : int or None
+        CPU threads per worker; None: a fair share of the cores.
+    capacity_atoms : int or None
+        Atoms per batch of a worker; None: by device (see `driver.stages.dispatch`).
+    leases_in_flight : int
+        Leases that a worker holds at a time.
+    max_attempts : int
+        Failed attempts after which a task is quarantined.
+    signals : tuple of str
+        Signals that ask for a drain.
+    grace_s : float
+        After a signal, how long running leases may go on.
+    commit_every_s : float
+        No result waits longer for its commit.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    capacity_atoms: int | None = None
+    leases_in_flight: int = 2
+    max_attempts: int = 3
+    signals: tuple[str, ...] = ("SIGTERM", "SIGINT", "SIGUSR1")
+    grace_s: float = 20.0
+    commit_every_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
+            "device is auto, cpu, cuda or cuda:N",
+        )
+        _require(self.max_attempts >= 1, "max_attempts is at least 1")
+        _require(self.leases_in_flight >= 1, "leases_in_flight is at least 1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a campaign except its materials and models.
+
+    Attributes
+    ----------
+    name : str
+        The campaign lives in `runs/<name>/`.
+    seed : int
+        Of every random stream.
+    runs : str
+        Folder of all campaigns.
+    stages : tuple of str
+        Which of relax, displace, dynamics to run.
+    retry : str
+        "failed": give quarantined tasks another round of attempts.
+    supercell, relax, displace, dynamics, execution
+        Settings of the parts.
+    """
+
+    name: str
+    seed: int = field(default=0, metadata=PHYSICS)
+    runs: str = "runs"
+    stages: tuple[str, ...] = ("relax", "displace", "dynamics")
+    retry: str = "none"
+    supercell: SupercellSettings = field(default_factory=SupercellSettings)
+    relax: RelaxSettings = field(default_factory=RelaxSettings)
+    displace: DisplaceSettings = field(default_factory=DisplaceSettings)
+    dynamics: DynamicsSettings = field(default_factory=DynamicsSettings)
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+
+    def __post_init__(self) -> None:
+        known = ("relax", "displace", "dynamics")
+        for stage in self.stages:
+            _require(stage in known, f"stages: {stage!r} is not one of {', '.join(known)}")
+        _require(self.retry in ("none", "failed"), f"retry is none or failed, not {self.retry!r}")
+        _require(bool(self.name) and not set(self.name) & set("/\\"), f"name: {self.name!r} cannot be a folder")
+
+    @property
+    def folder(self) -> Path:
+        """Where the campaign lives."""
+        return Path(self.runs) / self.name
+
+
+def physics_of(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Flatten the settings that results depend on.
+
+    Returns
+    -------
+    dict
+        Dotted name -> value as JSON text.
+    """
+    flat: dict[str, str] = {}
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            flat |= physics_of(value, f"{prefix}{item.name}.")
+        elif item.metadata.get("physics"):
+            flat[prefix + item.name] = json.dumps(value)
+    return flat
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{name}: {value!r} is not one of {', '.join(choices)}")
+
+
+def _positive(settings: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(value > 0, f"{section}.{name} = {value}: must be positive")
+
+
+def _multiple(section: str, name: str, value: float, of: str, unit: float) -> None:
+    ratio = value / unit
+    whole = ratio > 0.5 and abs(ratio - round(ratio)) < 1e-6 * ratio
+    _require(whole, f"{section}.{name} = {value}: must be a multiple of {of} = {unit}")

@@ -1,0 +1,75 @@
+"""Signals turned into a request to drain. Handlers only set a flag; everybody else asks for it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable
+from types import FrameType
+
+from driver.errors import UsageError
+
+
+class Interrupts:
+    """Collects the signals that ask a run to end.
+
+    The first one asks to drain (finish what runs, begin nothing); a second one, more than a second later, asks to
+    leave what runs at once. Usable as a context manager, which restores the previous handlers.
+
+    Parameters
+    ----------
+    signals : iterable of str
+        Names, as `SIGTERM`.
+
+    Raises
+    ------
+    UsageError
+        If a name is no signal of this system.
+    """
+
+    def __init__(self, signals: Iterable[str] = ("SIGTERM", "SIGINT", "SIGUSR1")) -> None:
+        self._numbers = [_number(name) for name in signals]
+        self._previous: dict[int, object] = {}
+        self._first: float | None = None
+        self.name = ""
+        """Name of the first signal that came, "" so far."""
+        self.urgent = False
+        """A second signal has come."""
+
+    @property
+    def requested(self) -> bool:
+        """A signal has come."""
+        return self._first is not None
+
+    @property
+    def since_s(self) -> float:
+        """Seconds since the first signal, 0 if none has come."""
+        return 0.0 if self._first is None else time.monotonic() - self._first
+
+    def request(self, name: str = "request") -> None:
+        """Ask for a drain without a signal."""
+        if self._first is None:
+            self._first, self.name = time.monotonic(), name
+        elif time.monotonic() - self._first > 1.0:
+            self.urgent = True
+
+    def __enter__(self) -> Interrupts:
+        for number in self._numbers:
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.request(signal.Signals(number).name)
+
+
+def _number(name: str) -> int:
+    try:
+        return signal.Signals[name.upper()].value
+    except KeyError:
+        raise UsageError(
+            f"signals: {name!r} is no signal of this system; give names such as SIGTERM or SIGUSR1"
+        ) from None

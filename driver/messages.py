@@ -1,0 +1,79 @@
+"""What master and workers say to each other. Plain frozen records; arrays in them travel out of band (pickle 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from driver.archive.records import TaskFailure, TaskResult
+
+if TYPE_CHECKING:
+    from driver.tasks import TaskInput
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Worker -> master, once: it is ready. `capacity_atoms` is what it expects to hold in one batch."""
+
+    host: str
+    device: str
+    capacity_atoms: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Master -> worker: run a lease. `inputs` has what each task starts from; `atoms` is the size of the whole batch."""
+
+    lease_id: int
+    atoms: int
+    model: str
+    stage: str
+    inputs: tuple[TaskInput, ...]
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Master -> worker: give back what has not begun; what runs may go on for `grace_s` seconds."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Master -> worker: exit."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Worker -> master: a task of a lease has ended, well or not."""
+
+    lease_id: int
+    outcome: TaskResult | TaskFailure
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LeaseEnd:
+    """Worker -> master: through with a lease; tasks without an outcome have not been done."""
+
+    lease_id: int
+
+
+@dataclass(frozen=True)
+class LeaseFailure:
+    """Worker -> master: an exception that belongs to no single task ended the lease.
+
+    `out_of_memory`: the batch was too large; `capacity_atoms` is what the worker now expects to hold.
+    """
+
+    lease_id: int
+    exception: str
+    message: str
+    traceback: str
+    seconds: float
+    out_of_memory: bool
+    capacity_atoms: int
+
+
+ToWorker = Work | Drain | Stop
+ToMaster = Hello | Outcome | LeaseEnd | LeaseFailure

@@ -1,0 +1,272 @@
+"""How master and workers talk: in process, or MPI. The only file that imports mpi4py, and only when it is needed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from driver.errors import UsageError
+from driver.messages import Stop, ToMaster, ToWorker
+
+_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMI_RANK", "PALS_RANKID", "MPI_LOCALNRANKS")
+"""Environment variables of which MPI launchers set at least one."""
+
+_POLL_SHORTEST_S, _POLL_LONGEST_S = 5e-5, 0.05
+
+
+class Handler(Protocol):
+    """What a worker is to a transport."""
+
+    def start(self) -> Iterator[ToMaster]:
+        """Messages to send before any work."""
+        ...
+
+    def handle(self, message: ToWorker) -> Iterator[ToMaster]:
+        """Deal with one message, yielding answers as they arise."""
+        ...
+
+
+class MasterTransport(Protocol):
+    """The master's end."""
+
+    workers: tuple[int, ...]
+
+    def send(self, worker: int, message: ToWorker) -> None:
+        """Hand a message over; returns at once."""
+        ...
+
+    def receive(self, timeout_s: float) -> tuple[int, ToMaster] | None:
+        """Return the next message and who sent it, or None when none has come in time."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether `receive` would return a message at once."""
+        ...
+
+    def close(self) -> None:
+        """Wait until all that was sent has been taken."""
+        ...
+
+
+class InProcessTransport:
+    """One worker in the master's own process: it computes whenever the master waits for a message."""
+
+    def __init__(self) -> None:
+        self.workers = (0,)
+        self._inbox: deque[ToWorker] = deque()
+
+    def attach(self, worker: Handler) -> None:
+        """Say who the worker is."""
+        self._worker = worker
+        self._running: Iterator[ToMaster] = worker.start()
+
+    def pending(self) -> Sequence[ToWorker]:
+        """Messages that the worker has not dealt with yet."""
+        return tuple(self._inbox)
+
+    def send(self, worker: int, message: ToWorker) -> None:
+        """Put a message in the worker's inbox."""
+        self._inbox.append(message)
+
+    def receive(self, timeout_s: float) -> tuple[int, ToMaster] | None:
+        """Let the worker compute until it has something to say."""
+        while True:
+            answer = next(self._running, None)
+            if answer is not None:
+                return 0, answer
+            if not self._inbox:
+                return None
+            self._running = self._worker.handle(self._inbox.popleft())
+
+    def ready(self) -> bool:
+        """Never: a message costs computing first, and what is finished should be committed before."""
+        return False
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+class MPIMaster:
+    """The master's end over MPI. Sends never block, so master and worker cannot wait for each other."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+        self._sends: list[Any] = []
+        self.workers = tuple(range(1, comm.Get_size()))
+
+    def send(self, worker: int, message: ToWorker) -> None:
+        """Start sending; completed sends are let go of here."""
+        self._sends = [request for request in self._sends if not request.test()[0]]
+        self._sends.append(self._comm.isend(message, dest=worker))
+
+    def receive(self, timeout_s: float) -> tuple[int, ToMaster] | None:
+        """Poll with growing pauses, so that an idle master sleeps instead of spinning."""
+        source = _wait_for_message(self._comm, time.monotonic() + timeout_s)
+        return None if source is None else (source, self._comm.recv(source=source))
+
+    def ready(self) -> bool:
+        """A message is waiting."""
+        return bool(self._comm.iprobe())
+
+    def close(self) -> None:
+        """Wait until the workers have taken what was sent."""
+        for request in self._sends:
+            request.wait()
+
+
+def _wait_for_message(comm: Any, deadline: float | None) -> int | None:
+    from mpi4py import MPI
+
+    status = MPI.Status()
+    pause = _POLL_SHORTEST_S
+    while not comm.iprobe(source=MPI.ANY_SOURCE, status=status):
+        if deadline is not None and time.monotonic() >= deadline:
+            return None
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL_LONGEST_S)
+    return int(status.Get_source())
+
+
+class MPIWorker:
+    """A worker's end over MPI."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+        self._inbox: deque[ToWorker] = deque()
+        self._sends: list[Any] = []
+
+    def pending(self) -> Sequence[ToWorker]:
+        """Messages that have come and not been dealt with; cheap enough to ask for between time steps."""
+        while self._comm.iprobe(source=0):
+            self._inbox.append(self._comm.recv(source=0))
+        return tuple(self._inbox)
+
+    def serve(self, worker: Handler) -> None:
+        """Run a worker until it is told to stop. Its answers are sent as it yields them."""
+        self._post(worker.start())
+        while True:
+            if not self._inbox:
+                _wait_for_message(self._comm, None)
+                self.pending()
+            message = self._inbox.popleft()
+            if isinstance(message, Stop):
+                break
+            self._post(worker.handle(message))
+        for request in self._sends:
+            request.wait()
+
+    def _post(self, answers: Iterator[ToMaster]) -> None:
+        for answer in answers:
+            self._sends = [request for request in self._sends if not request.test()[0]]
+            self._sends.append(self._comm.isend(answer, dest=0))
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others.
+
+    Attributes
+    ----------
+    rank, size : int
+    local_worker, local_workers : int
+        Index among the workers of this node, and their number.
+    core_sharers : int
+        Workers of this node that may run on the same cores as this one.
+    comm : communicator or None
+        None without MPI.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_worker: int = 0
+    local_workers: int = 1
+    core_sharers: int = 1
+    comm: Any = None
+
+    @property
+    def alone(self) -> bool:
+        """Master and worker share this process."""
+        return self.size == 1
+
+    @property
+    def host(self) -> str:
+        """Name of this node."""
+        return socket.gethostname()
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the master's `value` on every rank."""
+        return value if self.comm is None else self.comm.bcast(value, root=0)
+
+    def barrier(self) -> None:
+        """Wait for all ranks, asleep rather than spinning."""
+        if self.comm is None:
+            return
+        request = self.comm.Ibarrier()
+        while not request.Test():
+            time.sleep(_POLL_LONGEST_S)
+
+
+def connect() -> World:
+    """Find out how this process was launched; imports mpi4py only under an MPI launcher.
+
+    Raises
+    ------
+    UsageError
+        If a launcher started several processes that MPI does not know of each other, or mpi4py cannot be loaded.
+    """
+    if not any(name in os.environ for name in _LAUNCHED):
+        tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+        if tasks > 1:
+            raise UsageError(_not_connected(tasks))
+        return World()
+    try:
+        from mpi4py import MPI
+        from mpi4py.util import pkl5
+    except (ImportError, RuntimeError) as error:
+        raise UsageError(
+            f"an MPI launcher started this process but mpi4py cannot be loaded ({error}); "
+            "install it for this machine's MPI (pip install mpi4py) or run without the launcher"
+        ) from error
+    comm = pkl5.Intracomm(MPI.COMM_WORLD)
+    size = comm.Get_size()
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", size))
+    if size == 1 and tasks > 1:
+        raise UsageError(_not_connected(tasks))
+    cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+    node = comm.allgather((socket.gethostname(), cores))
+    mine = [r for r in range(size) if node[r][0] == node[comm.Get_rank()][0] and (r > 0 or size == 1)]
+    return World(
+        rank=comm.Get_rank(),
+        size=size,
+        local_worker=mine.index(comm.Get_rank()) if comm.Get_rank() in mine else 0,
+        local_workers=len(mine),
+        core_sharers=max(1, sum(node[r][1] == cores for r in mine)),
+        comm=comm,
+    )
+
+
+def abort_on_error(world: World) -> None:
+    """Let an uncaught exception on any rank end the whole job at once instead of leaving the others waiting."""
+    if world.comm is None:
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        traceback.print_exception(kind, error, trace)
+        sys.stderr.flush()
+        world.comm.Abort(1)
+
+    sys.excepthook = hook
+
+
+def _not_connected(tasks: int) -> str:
+    return (
+        f"the launcher started {tasks} processes, but MPI does not connect them: each believes to be alone; "
+        "start with srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI), or with this MPI's own mpirun"
+    )

@@ -1,0 +1,144 @@
+"""Ranks 1..n: runs leases, reports results and failures, never raises."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from driver.archive.records import TaskFailure, TaskResult
+from driver.interrupts import Interrupts
+from driver.messages import Drain, Hello, LeaseEnd, LeaseFailure, Outcome, ToMaster, ToWorker, Work
+from driver.models import ModelFile
+
+if TYPE_CHECKING:
+    from driver.tasks import TaskInput
+
+BATCHED_STAGES = frozenset({"displace", "dynamics", "rescore"})
+"""Stages that run the tasks of a lease together; the others run them one after the other."""
+
+
+class StageRunner(Protocol):
+    """Runs the tasks of a lease: the seam between a worker and the numerical core (see `driver.stages.dispatch`)."""
+
+    def run(
+        self, stage: str, inputs: Sequence[TaskInput], model: ModelFile, stop: Callable[[], bool]
+    ) -> Iterator[TaskResult | TaskFailure]:
+        """Yield an outcome for each task, as they come; may end early once `stop()` is true."""
+        ...
+
+    def release_memory(self, error: Exception) -> bool:
+        """Return whether `error` says that memory ran out, having freed what can be freed."""
+        ...
+
+
+@dataclass(frozen=True)
+class WorkerIdentity:
+    """Who a worker is, for provenance."""
+
+    rank: int
+    host: str
+    device: str
+    capacity_atoms: int
+
+
+class Worker:
+    """Deals with the messages of the master, one at a time.
+
+    Parameters
+    ----------
+    identity : WorkerIdentity
+    models : mapping of str to ModelFile
+    runner : StageRunner
+    pending : callable
+        Messages that have come but not been handed over yet; asked between time steps, so that a request to drain is
+        seen while a lease runs.
+    interrupts : Interrupts
+        This process's own signals: launchers send them to every rank.
+    grace_s : float
+        How long a running lease may go on after a signal of this process.
+    """
+
+    def __init__(
+        self,
+        identity: WorkerIdentity,
+        models: Mapping[str, ModelFile],
+        runner: StageRunner,
+        pending: Callable[[], Sequence[ToWorker]],
+        interrupts: Interrupts,
+        grace_s: float,
+    ) -> None:
+        self._identity = identity
+        self._models = models
+        self._runner = runner
+        self._pending = pending
+        self._interrupts = interrupts
+        self._grace_s = grace_s
+        self._deadline: float | None = None
+        self._capacity_atoms = identity.capacity_atoms
+
+    def start(self) -> Iterator[ToMaster]:
+        """Introduce itself."""
+        yield Hello(self._identity.host, self._identity.device, self._capacity_atoms)
+
+    def handle(self, message: ToWorker) -> Iterator[ToMaster]:
+        """Deal with one message."""
+        if isinstance(message, Drain):
+            self._drain(message.grace_s)
+        elif isinstance(message, Work):
+            yield from self._run(message)
+
+    def _run(self, work: Work) -> Iterator[ToMaster]:
+        started = time.perf_counter()
+        self._look_for_drain()
+        if self._deadline is not None:
+            yield LeaseEnd(work.lease_id)
+            return
+        total_atoms = sum(len(i.structure) for i in work.inputs)
+        shares = {i.key: len(i.structure) / total_atoms for i in work.inputs}
+        last = started
+        try:
+            for outcome in self._runner.run(work.stage, work.inputs, self._models[work.model], self._must_stop):
+                now = time.perf_counter()
+                batched = work.stage in BATCHED_STAGES
+                yield Outcome(work.lease_id, outcome, (now - started) * shares[outcome.key] if batched else now - last)
+                last = now
+                if self._must_stop():
+                    break
+        except Exception as error:
+            yield self._lease_failure(work, error, time.perf_counter() - started)
+        else:
+            yield LeaseEnd(work.lease_id)
+
+    def _lease_failure(self, work: Work, error: Exception, seconds: float) -> LeaseFailure:
+        out_of_memory = self._runner.release_memory(error)
+        if out_of_memory:
+            self._capacity_atoms = max(1, min(self._capacity_atoms, work.atoms) // 2)
+        return LeaseFailure(
+            work.lease_id,
+            type(error).__name__,
+            str(error),
+            traceback.format_exc(),
+            seconds,
+            out_of_memory,
+            self._capacity_atoms,
+        )
+
+    def _drain(self, grace_s: float) -> None:
+        deadline = time.monotonic() + grace_s
+        self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+
+    def _look_for_drain(self) -> None:
+        if self._deadline is None:
+            for message in self._pending():
+                if isinstance(message, Drain):
+                    self._drain(message.grace_s)
+            if self._interrupts.requested:
+                self._drain(self._grace_s)
+
+    def _must_stop(self) -> bool:
+        """Whether to leave what runs: the grace after a request to drain is over."""
+        self._look_for_drain()
+        return self._interrupts.urgent or (self._deadline is not None and time.monotonic() >= self._deadline)
