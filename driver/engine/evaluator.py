@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from mace.modules.models import MACE
 
+from driver.engine.contraction import ElementGroups, tabulate_contractions
 from driver.engine.convolution import fuse_convolutions
 from driver.engine.interface import Evaluation, StructureBatch
 from driver.engine.neighbors import Edges, NeighborList
@@ -50,7 +51,9 @@ class TorchEvaluator:
         self.device = device
         self.cutoff_A = float(model.r_max)
         self.atomic_numbers = tuple(int(z) for z in model.atomic_numbers)
-        self._model = fuse_convolutions(model.to(device=device, dtype=dtype).eval().requires_grad_(False))
+        self._groups = ElementGroups()
+        model = fuse_convolutions(tabulate_contractions(model.double(), self._groups))
+        self._model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self._head = head
         self._element = torch.full((128,), -1, dtype=torch.int64, device=device)
         self._element[list(self.atomic_numbers)] = torch.arange(len(self.atomic_numbers), device=device)
@@ -60,7 +63,7 @@ class TorchEvaluator:
         """Evaluate all structures of a batch.
 
         A structure that cannot be evaluated (coordinates that are not finite, a collapsed cell, two atoms in one place)
-        gets NaN for its energy, forces and stress, and affects no other.
+        gets an energy, forces and a stress that are not finite, and affects no other.
 
         Parameters
         ----------
@@ -120,6 +123,7 @@ class TorchEvaluator:
             if bool((element < 0).any()):
                 absent = sorted(set(batch.numbers[element < 0].tolist()))
                 raise ValueError(f"no elements {absent} in an evaluator of {self.atomic_numbers}")
+            self._groups.assign(element, len(self.atomic_numbers))
             inputs = {
                 "node_attrs": torch.nn.functional.one_hot(element, len(self.atomic_numbers)).to(self.dtype),
                 "batch": batch.system,

@@ -22,12 +22,15 @@ FEW_ELEMENTS = (9, 11, 13, 17, 35, 47, 49, 55, 83)
 _AGNOSTIC = {
     "interaction_cls_first": modules.blocks.RealAgnosticInteractionBlock,
     "interaction_cls": modules.blocks.RealAgnosticResidualInteractionBlock,
+    "avg_num_neighbors": 1.0,  # messages large enough for the higher correlations to matter
 }
 _DENSITY = {
+    "avg_num_neighbors": 1.0,
     "interaction_cls_first": modules.blocks.RealAgnosticDensityInteractionBlock,
     "interaction_cls": modules.blocks.RealAgnosticDensityResidualInteractionBlock,
 }
 _NONLINEAR = {
+    "avg_num_neighbors": 1.0,
     "interaction_cls_first": modules.blocks.RealAgnosticResidualNonLinearInteractionBlock,
     "interaction_cls": modules.blocks.RealAgnosticResidualNonLinearInteractionBlock,
 }
@@ -38,7 +41,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
         **_AGNOSTIC,
         "interaction_cls_first": modules.blocks.RealAgnosticResidualInteractionBlock,
     },
-    "mp-0b": {**_AGNOSTIC, "distance_transform": "Agnesi", "pair_repulsion": True},
+    "mp-0b": {**_AGNOSTIC, "avg_num_neighbors": 4.0, "distance_transform": "Agnesi", "pair_repulsion": True},
     "density": _DENSITY,
     "mpa-0": {**_DENSITY, "distance_transform": "Agnesi", "pair_repulsion": True},
     "multi-head": {
@@ -69,6 +72,7 @@ def build_model(
     max_ell: int = 3,
     seed: int = 1,
     dtype: torch.dtype = torch.float64,
+    **extra: Any,
 ) -> modules.MACE:
     """Return a two-layer ScaleShiftMACE of correlation 3 with random weights.
 
@@ -80,6 +84,8 @@ def build_model(
         Atomic numbers, ascending.
     hidden_irreps : str
         "128x0e" is the size of MACE-MP-0 small, "128x0e+128x1o" that of medium and of MACE-MPA-0.
+    **extra
+        Further arguments of MACE.
     """
     from e3nn import o3  # only after mace
 
@@ -93,6 +99,7 @@ def build_model(
         torch.manual_seed(seed)
         model = modules.ScaleShiftMACE(
             **settings,
+            **extra,
             r_max=r_max_A,
             num_bessel=8,
             num_polynomial_cutoff=5,
@@ -103,16 +110,15 @@ def build_model(
             MLP_irreps=o3.Irreps("16x0e"),
             gate=torch.nn.functional.silu,
             atomic_energies=energies if len(heads) > 1 else energies[0],
-            avg_num_neighbors=30.0,
             atomic_numbers=list(elements),
             correlation=3,
             radial_type="bessel",
             heads=heads,
             readout_cls=readout,
-            atomic_inter_scale=per_head([0.8, 1.1]),
+            atomic_inter_scale=per_head([4.0, 1.0]),
             atomic_inter_shift=per_head([0.16, -0.2]),
         )
-        _randomise_zeros(model)
+        _randomise_small(model)
     return model
 
 
@@ -122,8 +128,10 @@ def save_model(model: modules.MACE, path: Path, *, key: str = "zoo", head: str =
     return ModelFile(key=key, path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), head=head)
 
 
-def _randomise_zeros(model: modules.MACE) -> None:
-    """Give random values to what is initialised to zero or nearly so, lest a test could not see it being lost."""
+def _randomise_small(model: modules.MACE) -> None:
+    """Give sizeable random values to what starts next to nothing, so that a test sees it being lost."""
     for name, parameter in model.named_parameters():
+        if "symmetric_contractions" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
         if name.endswith(("bias", "beta")) or "_embedding.weight" in name:
             torch.nn.init.normal_(parameter, std=0.3)

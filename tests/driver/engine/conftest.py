@@ -1,0 +1,40 @@
+"""Models and structures for the tests of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from model_zoo import FEW_ELEMENTS, build_model, save_model
+from random_structures import random_structure
+
+from driver.archive.records import Structure
+from driver.models import ModelFile
+
+
+@pytest.fixture(scope="session")
+def structures() -> list[Structure]:
+    """Structures of different sizes and elements, among them a small cell of one atom."""
+    return [
+        random_structure(FEW_ELEMENTS, 12, seed=1),
+        random_structure((17, 47, 55), 5, seed=2),
+        random_structure((9,), 1, seed=3, volume_per_atom_A3=14.0),
+        random_structure((11, 35, 83), 9, seed=4),
+    ]
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFile]:
+    """Return `zoo(architecture, hidden_irreps="8x0e", head="")`: the file of a model, made once per session."""
+    folder = tmp_path_factory.mktemp("zoo")
+    made: dict[tuple[str, str], ModelFile] = {}
+
+    def file(architecture: str, hidden_irreps: str = "8x0e", head: str = "") -> ModelFile:
+        key = (architecture, hidden_irreps)
+        if key not in made:
+            name = f"{architecture}_{hidden_irreps}"
+            made[key] = save_model(build_model(architecture, hidden_irreps=hidden_irreps), folder / f"{name}.model")
+        model = made[key]
+        return ModelFile(key=architecture, path=model.path, sha256=model.sha256, head=head)
+
+    return file
