@@ -26,6 +26,7 @@ from driver.archive.journal_records import (
     encode_record,
     is_moving,
     lay_pages_over,
+    moving_mark,
     new_header,
     read_contents,
 )
@@ -73,14 +74,16 @@ def load_journal(storage: Storage, main: int, journal: int) -> tuple[Header | No
             raise JournalError("the journal does not start with a valid header")
         return None, nothing
     contents = read_contents(data, header)
-    if contents.records == 0 and is_moving(data, header):
+    moving = is_moving(data, header)
+    if contents.records == 0 and moving:
         if len(data) > RECORDS_OFFSET:
             raise JournalError(f"the journal is damaged at byte {RECORDS_OFFSET}")
         return None, nothing  # the pages have moved; only the new header is missing
     head = bytearray(HEAD_BYTES)
     count = storage.read_at(main, memoryview(head), 0)
     identified = min(header.base_size, contents.size) >= HEAD_BYTES
-    if size < contents.largest_size or (identified and digest_head(bytes(head[:count])) not in contents.heads):
+    expected = contents.size if moving else contents.largest_size
+    if size < expected or (identified and digest_head(bytes(head[:count])) not in contents.heads):
         raise JournalError("the journal belongs to another file, or to another version of this one")
     return header, contents
 
@@ -343,7 +346,7 @@ class JournaledFile(io.RawIOBase):
 
     def _move_pages(self) -> None:
         contents, storage, main, journal = self._contents, self._storage, self._main, self._journal
-        storage.write_at(journal, self._header.salt, MARK_OFFSET)
+        storage.write_at(journal, moving_mark(self._header, contents.records), MARK_OFFSET)
         storage.sync(journal)  # readers whose locks do not work look here
         for offset in sorted(contents.pages):
             if offset < contents.size:

@@ -38,7 +38,6 @@ class Header:
     ----------
     salt : bytes
         16 random bytes, new whenever the journal is emptied: records of an earlier life are never taken for current.
-        Once the pages of this life begin to move into the main file, the salt is written at `MARK_OFFSET` too.
     base_size : int
         Size of the main file that the first record builds on.
     head : bytes
@@ -57,7 +56,7 @@ class Header:
 
 def new_header(base_size: int, head: bytes) -> Header:
     """Return the header of an empty journal over a main file of `base_size` bytes that starts with `head`."""
-    return Header(salt=os.urandom(MARK_BYTES), base_size=base_size, head=digest_head(head))
+    return Header(salt=os.urandom(16), base_size=base_size, head=digest_head(head))
 
 
 def digest_head(head: bytes) -> bytes:
@@ -76,9 +75,14 @@ def decode_header(data: bytes) -> Header | None:
     return Header(salt=salt, base_size=base_size, head=head)
 
 
+def moving_mark(header: Header, records: int) -> bytes:
+    """Return what stands at `MARK_OFFSET` once pages of so many records begin to move into the main file."""
+    return header.salt[:8] + struct.pack("<Q", records)
+
+
 def is_moving(data: bytes, header: Header) -> bool:
-    """Return whether pages may be on their way into the main file."""
-    return data[MARK_OFFSET : MARK_OFFSET + MARK_BYTES] == header.salt
+    """Return whether pages of this journal may be on their way into the main file."""
+    return data[MARK_OFFSET : MARK_OFFSET + 8] == header.salt[:8]
 
 
 @dataclass

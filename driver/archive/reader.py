@@ -25,7 +25,8 @@ from driver.archive.records import (
     TaskKey,
     TaskState,
 )
-from driver.archive.schema import ROW_CHECKSUM, STATUS, TABLES, group_path
+from driver.archive.results import stored_arrays
+from driver.archive.schema import ROW_CHECKSUM, STATUS, TABLES, data_checksum, group_path, header_checksum
 from driver.archive.snapshot import StaleSnapshotError
 from driver.archive.sources import TRIES, SnapshotSource, Source, clear_errors
 from driver.archive.storage import Storage
@@ -115,6 +116,11 @@ class ArchiveView:
         )
 
     @_consistent
+    def header_is_intact(self) -> bool:
+        """Return whether the header's checksum holds."""
+        return bool(self._source.h5["header"].attrs["checksum"] == header_checksum(self.header))
+
+    @_consistent
     def materials(self) -> dict[str, MaterialRecord]:
         """All materials by key, in the order in which they were added."""
         columns = self._columns("materials")
@@ -155,11 +161,20 @@ class ArchiveView:
         return self._columns(name)
 
     @_consistent
+    def rows(self, name: str) -> npt.NDArray[Any]:
+        """Return a table as it is stored: a structured array, materials and models as row numbers."""
+        return np.asarray(self._source.h5[f"tables/{name}"][()])
+
+    @_consistent
+    def checksum(self, key: TaskKey, scalars: bytes) -> str:
+        """Recompute the checksum of what a task has stored; `scalars` as in `schema.data_checksum`."""
+        return data_checksum(scalars, stored_arrays(self._group(key.material, key.model, key.stage), key.segment))
+
+    @_consistent
     def task_states(self) -> dict[TaskKey, TaskState]:
         """Latest state of every task that has been attempted."""
         rows = self._source.h5["tables/tasks"][()]
-        last = _last_of_each(rows)
-        rows = rows[last]
+        rows = rows[last_of_each(rows)]
         materials, models = self._keys("materials"), self._keys("models")
         names = {number: _STATES[name] for name, number in STATUS.items()}
         stages = dict(enumerate(STAGES))
@@ -278,7 +293,7 @@ def open_archive(path: Path | str, *, storage: Storage | None = None) -> Archive
         return ArchiveView(SnapshotSource(path, storage))
 
 
-def _last_of_each(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+def last_of_each(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     """Indices of the last row of each task, in the order of their first rows."""
     if len(rows) == 0:
         return np.zeros(0, dtype=np.intp)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from driver.archive.records import STAGES, ArchiveError, ModelRecord, Structure
+from driver.archive.records import STAGES, ArchiveError, Header, ModelRecord, Structure
 
 FORMAT = "latdyn archive"
 FORMAT_VERSION = "1.0"
@@ -251,6 +251,13 @@ def structure_checksum(structure: Structure) -> str:
     """Checksum of a structure."""
     parts = (("cell", structure.cell), ("numbers", structure.numbers), ("positions", structure.positions))
     return data_checksum(b"", parts)
+
+
+def header_checksum(header: Header) -> str:
+    """Checksum of everything in the header."""
+    fields = (header.campaign, header.seed, header.created, header.config_yaml, header.format_version)
+    text = json.dumps([*fields, sorted(header.physics.items()), sorted(header.versions.items())])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def model_fields(record: ModelRecord) -> Sequence[str]:

@@ -8,6 +8,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -31,7 +32,7 @@ from driver.archive.records import (
 )
 from driver.archive.results import check_result, write_result
 from driver.archive.rows import failure_row, material_row, model_row, requeued_row, scalar_row, task_row, to_rows
-from driver.archive.schema import FORMAT, FORMAT_VERSION, TABLES, structure_checksum
+from driver.archive.schema import FORMAT, FORMAT_VERSION, TABLES, header_checksum, structure_checksum
 from driver.archive.sources import check_format, clear_errors
 from driver.archive.storage import Storage
 
@@ -230,6 +231,7 @@ class ArchiveWriter:
                 group = self.h5["header"]
                 del group["config_yaml"]
                 create_dataset(group, "config_yaml", config_yaml)
+                group.attrs["checksum"] = header_checksum(self.view.header)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -361,6 +363,8 @@ def _storage_errors(path: Path) -> Iterator[None]:
 
 
 def _empty_archive(header: Header) -> bytes:
+    created = header.created or time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    header = replace(header, format_version=FORMAT_VERSION, created=created)
     image = io.BytesIO()
     with h5py.File(image, "w", libver=("v108", "latest")) as h5:
         h5.attrs["format"] = FORMAT
@@ -369,7 +373,8 @@ def _empty_archive(header: Header) -> bytes:
         group = h5.create_group("header")
         group.attrs["campaign"] = header.campaign
         group.attrs["seed"] = np.int64(header.seed)
-        group.attrs["created"] = header.created or time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        group.attrs["created"] = header.created
+        group.attrs["checksum"] = header_checksum(header)
         create_dataset(group, "config_yaml", header.config_yaml)
         create_dataset(group, "physics", json.dumps(dict(header.physics), indent=1))
         create_dataset(group, "versions", json.dumps(dict(header.versions), indent=1))

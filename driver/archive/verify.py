@@ -1,0 +1,214 @@
+"""Recompute every checksum of an archive and name what is wrong."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from driver.archive.reader import ArchiveView, last_of_each, open_archive
+from driver.archive.records import STAGES, ArchiveError, TaskKey
+from driver.archive.schema import (
+    ROW_CHECKSUM,
+    STATUS,
+    TABLES,
+    row_checksums,
+    scalar_bytes,
+    structure_checksum,
+)
+
+_T = TypeVar("_T")
+
+BATCH = 64
+"""Tasks per unit of parallel work and of progress."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong in an archive.
+
+    Attributes
+    ----------
+    where : str
+        The place: a task, or a row of a table.
+    message : str
+    key : TaskKey or None
+        The task concerned, if it is one.
+    """
+
+    where: str
+    message: str
+    key: TaskKey | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a done task claims: its checksum, and the scalars that enter it."""
+
+    key: TaskKey
+    checksum: str
+    scalars: bytes
+
+
+def verify(path: Path | str, *, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+    """Check all committed tasks and tables, also while a campaign writes.
+
+    Parameters
+    ----------
+    path : Path
+    workers : int
+        Processes that read arrays; 1 reads in this process.
+    progress : callable
+        Called with the number of tasks checked, and of all.
+
+    Returns
+    -------
+    list of Finding
+        Empty if every checksum holds.
+
+    Raises
+    ------
+    ArchiveError
+        If the archive cannot be opened at all.
+    """
+    with open_archive(path) as view:
+        findings = [*_check_header(view), *_check_tables(view), *_check_structures(view)]
+        listed = _attempt("/tables/tasks", partial(_done_tasks, view))
+        stored, more = ([], [listed]) if isinstance(listed, Finding) else listed
+        findings += more
+        batches = [stored[start : start + BATCH] for start in range(0, len(stored), BATCH)]
+        done = 0
+        for batch, found in _check_batches(view, batches, workers):
+            findings += found
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(stored))
+    return findings
+
+
+def _check_batches(
+    view: ArchiveView, batches: Sequence[Sequence[_Stored]], workers: int
+) -> Iterator[tuple[Sequence[_Stored], list[Finding]]]:
+    if workers <= 1 or len(batches) <= 1:
+        for batch in batches:
+            yield batch, _check_tasks(view, batch)
+        return
+    context = multiprocessing.get_context("spawn")  # HDF5 does not survive a fork
+    with ProcessPoolExecutor(min(workers, len(batches)), context) as pool:
+        jobs = {pool.submit(_check_apart, view.path, batch): batch for batch in batches}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+
+
+def _check_apart(path: Path, tasks: Sequence[_Stored]) -> list[Finding]:
+    with open_archive(path) as view:
+        return _check_tasks(view, tasks)
+
+
+def _check_tasks(view: ArchiveView, tasks: Sequence[_Stored]) -> list[Finding]:
+    findings = []
+    for task in tasks:
+        checksum = _attempt(str(task.key), partial(view.checksum, task.key, task.scalars), task.key)
+        if isinstance(checksum, Finding):
+            findings.append(checksum)
+        elif checksum != task.checksum:
+            findings.append(Finding(str(task.key), "what is stored does not have its checksum", task.key))
+    return findings
+
+
+def _check_header(view: ArchiveView) -> Iterator[Finding]:
+    intact = _attempt("header", view.header_is_intact)
+    if isinstance(intact, Finding):
+        yield intact
+    elif not intact:
+        yield Finding("header", "it does not have its checksum")
+
+
+def _check_tables(view: ArchiveView) -> Iterator[Finding]:
+    materials, models = _keys(view, "materials"), _keys(view, "models")
+    for table in TABLES:
+        rows = _attempt(f"/tables/{table}", partial(view.rows, table))
+        if isinstance(rows, Finding):
+            yield rows
+            continue
+        sums = _attempt(f"/tables/{table}", partial(row_checksums, rows))
+        if isinstance(sums, Finding):
+            yield sums
+            continue
+        for number in np.flatnonzero(sums != rows[ROW_CHECKSUM]):
+            key = _key_of(rows[number], table, materials, models)
+            where = f"/tables/{table} row {number}" + (f" ({key})" if key else "")
+            yield Finding(where, "it does not have its checksum", key)
+
+
+def _check_structures(view: ArchiveView) -> Iterator[Finding]:
+    columns = _attempt("/tables/materials", partial(view.table, "materials"))
+    if isinstance(columns, Finding):
+        return  # reported with the tables
+    for material, expected in zip(columns["key"], columns["checksum"], strict=True):
+        where = f"{material} / structure"
+        structure = _attempt(where, partial(view.structure, material))
+        if isinstance(structure, Finding):
+            yield structure
+        elif structure_checksum(structure) != expected:
+            yield Finding(where, "it does not have its checksum")
+
+
+def _done_tasks(view: ArchiveView) -> tuple[list[_Stored], list[Finding]]:
+    """Return every done task, and what keeps others from being checked."""
+    tasks = view.rows("tasks")
+    latest = last_of_each(tasks)
+    latest = latest[tasks["status"][latest] == STATUS["done"]]
+    materials, models = _keys(view, "materials"), _keys(view, "models")
+    stored: list[_Stored] = []
+    findings: list[Finding] = []
+    for stage in (name for name in STAGES if name in TABLES):
+        rows = _attempt(f"/tables/{stage}", partial(view.rows, stage))
+        if isinstance(rows, Finding):
+            continue  # reported with the tables
+        row_of = {int(task): row for row, task in enumerate(rows["task"])}
+        for task in latest[tasks["stage"][latest] == STAGES.index(stage)]:
+            key = _key_of(tasks[task], "tasks", materials, models)
+            row = row_of.get(int(task))
+            if key is None:
+                findings.append(Finding(f"/tables/tasks row {task}", "it names no material and model of the archive"))
+            elif row is None:
+                findings.append(Finding(str(key), f"/tables/{stage} has no row for it", key))
+            else:
+                checksum = bytes(tasks["checksum"][task]).decode("ascii", "replace")
+                stored.append(_Stored(key, checksum, scalar_bytes(rows[row : row + 1], stage)))
+    return stored, findings
+
+
+def _key_of(row: np.void, table: str, materials: Sequence[str], models: Sequence[str]) -> TaskKey | None:
+    if "material" not in (row.dtype.names or ()):
+        return None
+    material, model = int(row["material"]), int(row["model"])
+    stage = int(row["stage"]) if "stage" in (row.dtype.names or ()) else STAGES.index(table)
+    if not (0 <= material < len(materials) and 0 <= model < len(models) and stage < len(STAGES)):
+        return None
+    return TaskKey(materials[material], models[model], STAGES[stage], int(row["segment"]))
+
+
+def _keys(view: ArchiveView, table: str) -> list[str]:
+    try:
+        return [str(key) for key in view.table(table)["key"]]
+    except ArchiveError:
+        return []  # reported with the tables
+
+
+def _attempt(where: str, read: Callable[[], _T], key: TaskKey | None = None) -> _T | Finding:
+    """Return what `read` gives; damaged HDF5 may raise anything, which becomes a finding."""
+    try:
+        return read()
+    except Exception as error:
+        return Finding(where, f"it cannot be read ({str(error).splitlines()[0] if str(error) else error!r})", key)
