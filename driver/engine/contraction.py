@@ -15,6 +15,7 @@ and as T is symmetric the derivative df_m/dx_i = 3 G_mi - sum_j T2_mij x_j - 2 T
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,8 +152,6 @@ def _coefficients(part: Contraction) -> tuple[torch.Tensor, ...]:
         coefficients.append(torch.einsum("m...k,ekc->ecm...", coupling, weight.detach().double()))
     t1, t2, t3 = coefficients
     t2 = 0.5 * (t2 + t2.transpose(-1, -2))
-    t3 = sum(t3.permute(0, 1, 2, *(3 + torch.tensor(axes)).tolist()) for axes in _PERMUTATIONS) / len(_PERMUTATIONS)
+    orders = [(0, 1, 2, *order) for order in itertools.permutations((3, 4, 5))]
+    t3 = torch.stack([t3.permute(order) for order in orders]).mean(0)
     return t1, t2, t3
-
-
-_PERMUTATIONS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))

@@ -28,7 +28,7 @@ class TorchEvaluator:
     Parameters
     ----------
     model : MACE
-        Cut to the elements at hand or not; taken over (moved, converted and rearranged in place).
+        Cut to the elements at hand or not, in double precision; taken over (moved, converted and rearranged in place).
     head : int
         Index of the model's head.
     dtype : torch.dtype
@@ -52,7 +52,7 @@ class TorchEvaluator:
         self.cutoff_A = float(model.r_max)
         self.atomic_numbers = tuple(int(z) for z in model.atomic_numbers)
         self._groups = ElementGroups()
-        model = fuse_convolutions(tabulate_contractions(model.double(), self._groups))
+        model = fuse_convolutions(tabulate_contractions(model, self._groups))
         self._model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self._head = head
         self._element = torch.full((128,), -1, dtype=torch.int64, device=device)

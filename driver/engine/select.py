@@ -20,7 +20,7 @@ from mace.tools.torch_tools import default_dtype
 
 
 def select_elements(model: MACE, numbers: Sequence[int]) -> MACE:
-    """Return a copy of a model that knows only the elements `numbers`.
+    """Return a copy of a model, in double precision, that knows only the elements `numbers`.
 
     Energies, forces and stress of structures of these elements are those of the whole model up to rounding.
 
@@ -41,10 +41,10 @@ def select_elements(model: MACE, numbers: Sequence[int]) -> MACE:
     if missing or not numbers:
         raise ValueError(f"cannot select elements {sorted(numbers)}: the model lacks {missing}")
     kept = torch.tensor([index for index, z in enumerate(known) if z in set(numbers)])
-    reduced = copy.deepcopy(model)
+    reduced = copy.deepcopy(model).double()  # a weight rescaled in float32 would no longer be the file's
     if len(kept) == len(known):
         return reduced
-    reduced.atomic_numbers = model.atomic_numbers[kept]
+    reduced.atomic_numbers = reduced.atomic_numbers[kept]
     energies = reduced.atomic_energies_fn
     energies.atomic_energies = energies.atomic_energies[..., kept]
     _select_linear_input(reduced.node_embedding, "linear", kept)

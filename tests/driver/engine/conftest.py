@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from model_zoo import FEW_ELEMENTS, build_model, save_model
 from random_structures import random_structure
 
@@ -25,15 +26,17 @@ def structures() -> list[Structure]:
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFile]:
-    """Return `zoo(architecture, hidden_irreps="8x0e", head="")`: the file of a model, made once per session."""
+    """Return `zoo(architecture, hidden_irreps="8x0e", head="", dtype=float64)`: a model file, made once per session."""
     folder = tmp_path_factory.mktemp("zoo")
-    made: dict[tuple[str, str], ModelFile] = {}
+    made: dict[tuple[str, str, torch.dtype], ModelFile] = {}
 
-    def file(architecture: str, hidden_irreps: str = "8x0e", head: str = "") -> ModelFile:
-        key = (architecture, hidden_irreps)
+    def file(
+        architecture: str, hidden_irreps: str = "8x0e", head: str = "", dtype: torch.dtype = torch.float64
+    ) -> ModelFile:
+        key = (architecture, hidden_irreps, dtype)
         if key not in made:
-            name = f"{architecture}_{hidden_irreps}"
-            made[key] = save_model(build_model(architecture, hidden_irreps=hidden_irreps), folder / f"{name}.model")
+            built = build_model(architecture, hidden_irreps=hidden_irreps, dtype=dtype)
+            made[key] = save_model(built, folder / f"{len(made)}.model")
         model = made[key]
         return ModelFile(key=architecture, path=model.path, sha256=model.sha256, head=head)
 

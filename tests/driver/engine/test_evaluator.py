@@ -92,6 +92,15 @@ def test_agrees_with_mace_torch(
     assert np.abs(stacked(references)[1]).max() > 0.01  # there was something to compare
 
 
+@pytest.mark.parametrize("architecture", ["mp-0b", "mpa-0"])
+def test_agrees_in_float64_on_a_file_in_float32(zoo: Zoo, structures: list[Structure], architecture: str) -> None:
+    """Foundation models are stored in float32: cutting and rearranging must not round their weights again."""
+    model = zoo(architecture, dtype=torch.float32)
+    some = Engine().evaluator(model, (11, 17, 35, 47, 55, 83), "float64")
+    chosen = [structures[1], structures[3]]
+    assert_equal(evaluate(some, chosen), with_calculator(chosen, model))
+
+
 @pytest.fixture(scope="module")
 def evaluator(zoo: Zoo) -> Evaluator:
     """The most involved architecture: density-normalised, Agnesi transform, pair repulsion."""
