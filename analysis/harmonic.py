@@ -254,8 +254,14 @@ def thermal_properties(phonon: Phonopy, temperature_K: float) -> ThermalProperti
     )
 
 
-def bands(phonon: Phonopy, points_per_leg: int = 51) -> Bands:
+def bands(phonon: Phonopy, points: int = 200) -> Bands:
     """Return the bands along ASE's standard path (Setyawan and Curtarolo 2010) of the primitive cell's Bravais lattice.
+
+    Parameters
+    ----------
+    phonon : Phonopy
+    points : int
+        Of the whole path, shared out by length; each leg has at least five.
 
     Raises
     ------
@@ -268,21 +274,29 @@ def bands(phonon: Phonopy, points_per_leg: int = 51) -> Bands:
     except (RuntimeError, ValueError, AssertionError) as error:
         raise PhononError(f"no standard band path for this lattice: {error}") from error
     reciprocal = np.asarray(cell.reciprocal())
+    parts = _parts(path.path)
+    corners = path.special_points
+    lengths = {leg: float(np.linalg.norm((corners[leg[1]] - corners[leg[0]]) @ reciprocal)) for leg in _legs(parts)}
+    density = points / sum(lengths[leg] for leg in _legs(parts))
     distances: list[Floats] = []
     frequencies: list[Floats] = []
     ticks: list[tuple[float, str]] = []
     start = 0.0
-    for part in _parts(path.path):
-        label = _label(part[0])
-        ticks = _with_tick(ticks, start, label)
+    for part in parts:
+        ticks = _with_tick(ticks, start, _label(part[0]))
         for first, last in itertools.pairwise(part):
-            qpoints = np.linspace(path.special_points[first], path.special_points[last], points_per_leg)
-            length = float(np.linalg.norm((qpoints[-1] - qpoints[0]) @ reciprocal))
-            distances.append(start + np.linspace(0.0, length, points_per_leg))
+            length = lengths[first, last]
+            count = max(5, round(density * length) + 1)
+            qpoints = np.linspace(corners[first], corners[last], count)
+            distances.append(start + np.linspace(0.0, length, count))
             frequencies.append(np.array(phonon.run_qpoints(qpoints).frequencies))
             start += length
             ticks = _with_tick(ticks, start, _label(last))
     return Bands(distances, frequencies, ticks)
+
+
+def _legs(parts: list[list[str]]) -> list[tuple[str, str]]:
+    return [leg for part in parts for leg in itertools.pairwise(part)]
 
 
 def _parts(path: str) -> list[list[str]]:

@@ -105,7 +105,7 @@ def test_thermal_properties_against_the_sum_over_modes(stable_crystal):
 
 
 def test_bands_of_fcc(stable_crystal):
-    result = bands(build_phonopy(stable_crystal.constants), points_per_leg=11)
+    result = bands(build_phonopy(stable_crystal.constants), points=60)
     assert [label for _, label in result.ticks][:4] == ["Γ", "X", "W", "K"]
     assert any("|" in label for _, label in result.ticks)
     # Gamma to X of an fcc lattice is 1 / a.

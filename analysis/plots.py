@@ -1,0 +1,258 @@
+"""Figures: sigma distribution, parity, phonon bands, convergence. Each function returns a matplotlib figure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from analysis.harmonic import Bands, DensityOfStates
+from analysis.stability import SIGMA_UNSTABLE
+
+Floats = npt.NDArray[np.float64]
+
+COLOURS = ("#2f6db3", "#d9742b", "#2e8b6f", "#8a5fb0", "#b8475a", "#7a7a2e", "#3b9cc4", "#8c6d4f")
+"""One for each model, in the archive's order; readable on white and on dark grounds, also for colour-blind readers."""
+
+IMAGINARY = "#c8324a"
+NEUTRAL = "#59636f"
+"""Of axes and texts."""
+
+MAX_NAMED_POINTS = 24
+"""More points than these are not named in a figure."""
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": NEUTRAL,
+    "axes.labelcolor": NEUTRAL,
+    "xtick.color": NEUTRAL,
+    "ytick.color": NEUTRAL,
+    "text.color": NEUTRAL,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "latdyn",
+    "path.simplify_threshold": 0.3,
+    "savefig.transparent": True,
+}
+"""A transparent ground, so that one figure serves light and dark pages."""
+
+
+def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as an SVG element that can stand within HTML (without XML prologue; texts stay texts)."""
+    with mpl.rc_context(STYLE):
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as `path`.svg and `path`.png (200 dpi, on white); return both files."""
+    vector, raster = path.with_name(path.name + ".svg"), path.with_name(path.name + ".png")
+    with mpl.rc_context(STYLE):
+        figure.savefig(vector, metadata={"Date": None})
+        figure.savefig(raster, dpi=200, transparent=False, facecolor="white")
+    return [vector, raster]
+
+
+def parity_figure(pairs: pd.DataFrame, title: str) -> Figure:
+    """Sigma of a model against the reference, by halide, with error bars, the diagonal and both thresholds.
+
+    Parameters
+    ----------
+    pairs : DataFrame
+        Columns formula, sigma_reference, sigma_model, sigma_model_error.
+    """
+    figure, axes = _figure(4.6, 4.4)
+    top = 1.05 * max(1.2, float(pairs[["sigma_reference", "sigma_model"]].to_numpy().max()))
+    axes.plot([0, top], [0, top], color=NEUTRAL, linewidth=0.8)
+    axes.axhline(SIGMA_UNSTABLE, color=IMAGINARY, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.axvline(SIGMA_UNSTABLE, color=IMAGINARY, linewidth=0.8, linestyle=(0, (4, 3)))
+    anions = pairs["formula"].map(_anion)
+    for colour, anion in zip(COLOURS, sorted(anions.unique()), strict=False):
+        group = pairs[anions == anion]
+        axes.errorbar(
+            group["sigma_reference"],
+            group["sigma_model"],
+            yerr=group["sigma_model_error"].fillna(0.0),
+            fmt="o",
+            markersize=4,
+            color=colour,
+            elinewidth=0.7,
+            alpha=0.85,
+            label=anion,
+        )
+    axes.set(xlim=(0, top), ylim=(0, top), xlabel="σ(300 K), reference", ylabel="σ(300 K), model", aspect="equal")
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.legend(loc="lower right", handletextpad=0.2)
+    return figure
+
+
+def _anion(formula: str) -> str:
+    return next((element for element in ("Cl", "Br", "F", "I") if element in _elements(formula)), "other")
+
+
+def _elements(formula: str) -> set[str]:
+    from ase.formula import Formula
+
+    return set(Formula(formula).count())
+
+
+def sigma_figure(table: pd.DataFrame) -> Figure:
+    """Distribution of sigma over materials: a dot for each, a median line, one row for each model."""
+    models = list(dict.fromkeys(table["model"]))
+    figure, axes = _figure(7.2, 1.1 + 0.75 * len(models))
+    rng = np.random.default_rng(0)
+    for index, model in enumerate(models):
+        values = table.loc[table["model"] == model, "sigma_pooled"].dropna().to_numpy(dtype=np.float64)
+        if not values.size:
+            continue
+        height = index + (rng.uniform(-0.28, 0.28, values.size) if values.size > 12 else np.zeros(values.size))
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(values, height, "o", color=colour, markersize=5, alpha=0.75, markeredgewidth=0)
+        axes.vlines(np.median(values), index - 0.38, index + 0.38, color=colour, linewidth=1.6)
+    axes.axvline(SIGMA_UNSTABLE, color=IMAGINARY, linewidth=0.9, linestyle=(0, (4, 3)))
+    top = max(1.15, 1.05 * float(table["sigma_pooled"].max(skipna=True) or 0.0))
+    axes.set(xlim=(0, top), ylim=(len(models) - 0.5, -0.5), xlabel="anharmonicity σ (pooled); upright lines: medians")
+    axes.set_yticks(range(len(models)), models)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def bands_figure(
+    curves: Sequence[tuple[str, Bands, DensityOfStates | None]], colours: Sequence[str] = COLOURS
+) -> Figure:
+    """Phonon bands (and density of states) of one material, one colour for each model; imaginary modes below zero.
+
+    Parameters
+    ----------
+    curves : sequence of (model, Bands, DensityOfStates or None)
+        Several models share the axes: their paths have the same special points, and are scaled to the same length.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+        axes, side = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+    end = curves[0][1].ticks[-1][0]
+    for colour, (model, lines, dos) in zip(colours, curves, strict=False):
+        distance, frequency = _joined(lines)
+        drawn = axes.plot(distance * (end / lines.ticks[-1][0]), frequency, color=colour, linewidth=0.8)
+        if len(curves) > 1:
+            drawn[0].set_label(model)
+        if dos is not None:
+            side.plot(dos.states_per_THz, dos.frequencies_THz, color=colour, linewidth=0.8)
+    _dress_bands(axes, side, curves[0][1])
+    if len(curves) > 1:
+        axes.legend(fontsize=7, loc="upper right", handlelength=1.2)
+    return figure
+
+
+def _joined(lines: Bands) -> tuple[Floats, Floats]:
+    """Return the legs of a path as one, with a gap between them where the path jumps."""
+    distances, frequencies = [], []
+    jumps = {position for position, label in lines.ticks if "|" in label}
+    for distance, frequency in zip(lines.distances, lines.frequencies_THz, strict=True):
+        if distance[0] in jumps:
+            distances.append(distance[:1])
+            frequencies.append(np.full_like(frequency[:1], np.nan))
+        distances.append(distance)
+        frequencies.append(frequency)
+    return np.concatenate(distances), np.concatenate(frequencies)
+
+
+def _dress_bands(axes: Axes, side: Axes, lines: Bands) -> None:
+    lowest, _ = axes.get_ylim()
+    for position, _ in lines.ticks:
+        axes.axvline(position, color=NEUTRAL, linewidth=0.4)
+    for panel in (axes, side):
+        panel.axhline(0.0, color=NEUTRAL, linewidth=0.8)
+        if lowest < -0.1:
+            panel.axhspan(lowest, 0.0, color=IMAGINARY, alpha=0.08, linewidth=0)
+    axes.set(xlim=(0, lines.ticks[-1][0]), ylabel="frequency (THz)")
+    axes.set_ylim(bottom=min(lowest, 0.0))
+    axes.set_xticks([position for position, _ in lines.ticks], [label for _, label in lines.ticks])
+    axes.tick_params(axis="x", length=0)
+    side.set_xticks([])
+    side.set_xlim(left=0)
+    side.set_xlabel("DOS")
+    side.tick_params(axis="y", length=0)
+
+
+def labels_figure(table: pd.DataFrame) -> Figure:
+    """Both stability labels in one picture: lowest frequency against sigma, with the quadrants named.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns material, model, min_frequency_THz, sigma_pooled, sigma_pooled_error.
+    """
+    figure, axes = _figure(7.2, 3.9)
+    known = table.dropna(subset=["min_frequency_THz", "sigma_pooled"])
+    for index, model in enumerate(dict.fromkeys(table["model"])):
+        group = known[known["model"] == model]
+        axes.errorbar(
+            group["min_frequency_THz"],
+            group["sigma_pooled"],
+            yerr=group["sigma_pooled_error"].fillna(0.0),
+            fmt="o",
+            color=COLOURS[index % len(COLOURS)],
+            markersize=5,
+            elinewidth=0.8,
+            markeredgewidth=0,
+            alpha=0.85,
+            label=model,
+        )
+    if len(known) <= MAX_NAMED_POINTS:
+        for _, row in known.iterrows():
+            axes.annotate(
+                row["material"],
+                (row["min_frequency_THz"], row["sigma_pooled"]),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
+    axes.axhline(SIGMA_UNSTABLE, color=IMAGINARY, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axvline(0.0, color=IMAGINARY, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set(xlabel="lowest frequency (THz); negative: imaginary", ylabel="anharmonicity σ")
+    axes.set_ylim(0.0, max(1.25, axes.get_ylim()[1]))
+    axes.margins(x=0.12)
+    if table["model"].nunique() > 1:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def running_figure(running: Sequence[tuple[str, Floats, Floats]]) -> Figure:
+    """Sigma of each trajectory so far against time; `running` has (model, time_ps, sigma), a colour for each model."""
+    figure, axes = _figure(7.2, 3.2)
+    models = list(dict.fromkeys(model for model, _, _ in running))
+    named: set[str] = set()
+    for model, time, values in running:
+        colour = COLOURS[models.index(model) % len(COLOURS)]
+        label = None if model in named else model
+        named.add(model)
+        axes.plot(time, values, color=colour, linewidth=0.8, alpha=0.7, label=label)
+    axes.axhline(SIGMA_UNSTABLE, color=IMAGINARY, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set(xlabel="time since the start of the trajectory (ps)", ylabel="running σ")
+    axes.set_ylim(bottom=0.0)
+    if len(models) > 1:
+        axes.legend(fontsize=8)
+    return figure

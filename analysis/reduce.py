@@ -1,0 +1,119 @@
+"""From an archive to a table of metrics: one row for each material and model, in parallel over processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.columns import COUNTS, FLAGS, RowBuilder
+from analysis.pair import PairResult, reduce_pair
+from analysis.settings import AnalysisSettings, CampaignSettings, campaign_settings
+from analysis.states import PairState, pair_states
+from driver.archive.reader import ArchiveView, open_archive
+
+PAIRS_PER_CHUNK = 8
+"""Handed to a process at once: enough that passing them costs nothing, few enough that the ends meet."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """An archive reduced.
+
+    Attributes
+    ----------
+    table : DataFrame
+        The metrics (columns.py), one row for each material and model, in the archive's order.
+    results : dict
+        (material, model) -> `PairResult`.
+    states : dict
+        (material, model) -> `PairState`.
+    campaign : CampaignSettings
+    settings : AnalysisSettings
+    """
+
+    table: pd.DataFrame
+    results: Mapping[tuple[str, str], PairResult]
+    states: Mapping[tuple[str, str], PairState]
+    campaign: CampaignSettings
+    settings: AnalysisSettings
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one process needs to reduce pairs; plain data, so that it may be sent."""
+
+    path: str
+    campaign: CampaignSettings
+    settings: AnalysisSettings
+    details: bool
+
+
+def reduce_archive(
+    path: str | Path, settings: AnalysisSettings | None = None, *, processes: int = 1, details: bool = False
+) -> Reduction:
+    """Reduce everything that an archive holds so far; it may be incomplete, or be written to meanwhile.
+
+    Parameters
+    ----------
+    path : str or Path
+    settings : AnalysisSettings, optional
+    processes : int
+        1 works within the calling process.
+    details : bool
+        Keep bands, densities of states and running sigma in the results, for plots.
+
+    Raises
+    ------
+    ArchiveError
+        If the archive cannot be read.
+    UsageError
+        If its configuration cannot.
+    """
+    settings = settings or AnalysisSettings()
+    with open_archive(path) as view:
+        campaign = campaign_settings(view.header, settings)
+        states = pair_states(view, campaign)
+        job = _Job(str(path), campaign, settings, details)
+        pairs = [(material, model, state.reducible) for (material, model), state in states.items()]
+        if processes > 1 and len(pairs) > 1:
+            results = _in_parallel(job, pairs, processes)
+        else:
+            results = {(result.material, result.model): result for result in _reduce(view, job, pairs)}
+        builder = RowBuilder(view, campaign, settings)
+        rows = [builder.row(results[pair], state) for pair, state in states.items()]
+    return Reduction(_table(rows), results, states, campaign, settings)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Columns in the order in which rows bring them; pandas' nullable types where a flag or a count may be missing."""
+    columns = list(dict.fromkeys(name for entries in rows for name in entries))
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype(dict.fromkeys(FLAGS, "boolean") | dict.fromkeys(COUNTS, "Int64"))
+
+
+Pair = tuple[str, str, frozenset[str]]
+
+
+def _reduce(view: ArchiveView, job: _Job, pairs: Sequence[Pair]) -> Iterator[PairResult]:
+    for material, model, stages in pairs:
+        yield reduce_pair(view, material, model, stages, job.campaign, job.settings, details=job.details)
+
+
+def _in_parallel(job: _Job, pairs: Sequence[Pair], processes: int) -> dict[tuple[str, str], PairResult]:
+    chunks = [pairs[start : start + PAIRS_PER_CHUNK] for start in range(0, len(pairs), PAIRS_PER_CHUNK)]
+    # Spawned, not forked: neither an open archive nor a library's threads survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
+        parts = pool.map(_reduce_chunk, [job] * len(chunks), chunks)
+        return {(result.material, result.model): result for part in parts for result in part}
+
+
+def _reduce_chunk(job: _Job, pairs: Sequence[Pair]) -> list[PairResult]:
+    with open_archive(job.path) as view:
+        return list(_reduce(view, job, pairs))
