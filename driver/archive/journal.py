@@ -188,7 +188,7 @@ class JournaledFile(io.RawIOBase):
         if self.closed:
             return
         try:
-            if self.failure is None:
+            if self.failure is None and self._main >= 0:
                 self.rollback()
                 self._checkpoint(last=True)
         finally:
@@ -374,6 +374,7 @@ class JournaledFile(io.RawIOBase):
         self._storage.sync_directory(self.path.parent)
 
     def _close_descriptors(self) -> None:
-        for descriptor in (self._main, self._journal):
+        descriptors, self._main, self._journal = (self._main, self._journal), -1, -1
+        for descriptor in descriptors:
             if descriptor >= 0:
                 self._storage.close(descriptor)

@@ -146,6 +146,7 @@ class SnapshotFile(io.RawIOBase):
         return bytes(start[:count])
 
     def _close_descriptors(self) -> None:
-        for descriptor in (self._main, self._journal):
+        descriptors, self._main, self._journal = (self._main, self._journal), -1, -1
+        for descriptor in descriptors:
             if descriptor >= 0:
                 self._storage.close(descriptor)
