@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ from driver.structures.convert import from_phonopy, to_phonopy
 from driver.structures.supercells import supercell_matrix
 from driver.tasks import TaskInput
 
-BATCH_ATOMS = {"cpu": 320, "cuda": 8000}
-"""Atoms that are evaluated at once, at most; a single cell always is. Halved where memory runs out."""
+BATCH_ATOMS = {"cpu": 160, "cuda": 4000}
+"""Atoms evaluated at once, at most; a single cell always is. More gain nothing on a CPU. Halved where memory ends."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -91,7 +92,7 @@ def displace(
     evaluated = _evaluate([s for cells in prepared for s in cells.structures], evaluator)
     for cells in prepared:
         own = [next(evaluated) for _ in cells.structures]
-        yield attempted(cells.key, lambda cells=cells, own=own: _result(cells, own, evaluator, settings))  # type: ignore[misc]
+        yield attempted(cells.key, partial(_result, cells, own, evaluator, settings))
 
 
 def _displaced_cells(task: TaskInput, supercell: SupercellSettings, settings: DisplaceSettings) -> _Cells:
@@ -114,13 +115,16 @@ def _evaluate(structures: Sequence[Structure], evaluator: Evaluator) -> Iterator
     while done < len(structures):
         chunk = _fitting(structures[done:], limit)
         batch = StructureBatch.from_structures(chunk, dtype=evaluator.dtype, device=evaluator.device)
+        evaluation = None
         try:
             evaluation = evaluator.evaluate(batch, NeighborList(evaluator.cutoff_A, skin_A=0.0))
         except torch.OutOfMemoryError:
             if len(chunk) == 1:
                 raise
-            limit = sum(batch.counts) // 2
+        if evaluation is None:
+            # Only out here has the exception let go of the tensors that it was raised among.
             torch.cuda.empty_cache()
+            limit = sum(batch.counts) // 2
             continue
         forces = evaluation.forces.double().cpu().numpy()
         energies = evaluation.energy.cpu().numpy()

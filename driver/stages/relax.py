@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def relax(
         that the model lacks, no convergence within `max_steps`, a cell that collapses.
     """
     for task in inputs:
-        yield attempted(task.key, lambda task=task: _relax_one(task, model, engine, settings))  # type: ignore[misc]
+        yield attempted(task.key, partial(_relax_one, task, model, engine, settings))
 
 
 def _relax_one(task: TaskInput, model: ModelFile, engine: Engine, settings: RelaxSettings) -> TaskResult:

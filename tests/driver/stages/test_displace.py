@@ -7,6 +7,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from phonopy import Phonopy
+from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 from toy_potentials import HarmonicCrystal, LennardJones, ToyEngine
 
 from driver.archive.records import Structure, TaskFailure, TaskKey, TaskResult
@@ -112,8 +113,6 @@ def test_force_constants_of_a_harmonic_crystal_come_back_exactly():
     """phi from the displaced cells is the phi that the potential was made of, in every distance."""
     structure = argon()
     lj = displaced(structure)
-    from phonopy.harmonic.force_constants import compact_fc_to_full_fc
-
     phonon = direct(structure)
     full = compact_fc_to_full_fc(phonon.primitive, lj.arrays["d0.0100/force_constants"].value)
     n = len(full)
