@@ -59,17 +59,13 @@ class ElementContraction(torch.nn.Module):
         super().__init__()
         self.groups = groups
         self.agnostic = agnostic
+        self.components = [2 * irrep.ir.l + 1 for irrep in contraction.irreps_out]
         parts = [_coefficients(part) for part in contraction.contractions]
-        self.components = [part[0].shape[2] for part in parts]  # 2 l + 1 of each irrep
-        dtype = contraction.contractions[0].weights_max.dtype
-        t1, t2, t3 = (torch.cat([part[nu] for part in parts], dim=2).to(dtype) for nu in range(3))
-        # (elements, channels, what it multiplies, components m times features i)
-        self.register_buffer("constant", t1.flatten(2).unsqueeze(2))
-        self.register_buffer("linear", t2.movedim(-1, 2).flatten(3))
-        size = t3.shape[-1]
-        first, second = torch.triu_indices(size, size)
-        pairs = t3[..., first, second] * torch.where(first == second, 1.0, 2.0).to(dtype)
-        self.register_buffer("gradient", torch.cat((self.linear, pairs.movedim(-1, 2).flatten(3)), dim=2))
+        # (elements, channels, monomials that multiply it, components m times features i)
+        constant, linear, quadratic = (torch.cat(terms, dim=-2).flatten(-2) for terms in zip(*parts, strict=True))
+        self.register_buffer("constant", constant)
+        self.register_buffer("linear", linear)
+        self.register_buffer("gradient", torch.cat((linear, quadratic), dim=2))
 
     def forward(self, features: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
         """Return (N, sum of channels x (2 l + 1)) from features (N, channels, L); `attributes` are not looked at."""
@@ -142,16 +138,17 @@ def _is_cubic(contractions: Sequence[Contraction]) -> bool:
 
 
 def _coefficients(part: Contraction) -> tuple[torch.Tensor, ...]:
-    """Return T1 (E, C, M, L), T2 (E, C, M, L, L) and T3 (E, C, M, L, L, L), symmetric, of one irrep, in float64."""
-    weights = (*reversed(list(part.weights)), part.weights_max)
+    """Return T1, T2, T3 of one irrep, (elements, channels, 1 or L or pairs j <= k, M, L), in the weights' dtype."""
     coefficients = []
-    for nu, weight in enumerate(weights, start=1):
-        coupling = part.U_tensors(nu).double()
-        if coupling.dim() == nu + 1:  # scalars carry no axis for their single component
-            coupling = coupling.unsqueeze(0)
-        coefficients.append(torch.einsum("m...k,ekc->ecm...", coupling, weight.detach().double()))
-    t1, t2, t3 = coefficients
-    t2 = 0.5 * (t2 + t2.transpose(-1, -2))
-    orders = [(0, 1, 2, *order) for order in itertools.permutations((3, 4, 5))]
-    t3 = torch.stack([t3.permute(order) for order in orders]).mean(0)
-    return t1, t2, t3
+    for nu, weight in enumerate((*reversed(list(part.weights)), part.weights_max), start=1):
+        coupling = part.U_tensors(nu).double()  # (M, L, ... L, paths); scalars lack the axis of their one component
+        coupling = coupling.view(-1, *coupling.shape[-nu - 1 :])
+        orders = [(0, *order, nu + 1) for order in itertools.permutations(range(1, nu + 1))]
+        coupling = torch.stack([coupling.permute(order) for order in orders]).mean(0)
+        if nu == 1:
+            coupling = coupling.unsqueeze(2)
+        elif nu == CORRELATION:
+            j, k = torch.triu_indices(*coupling.shape[2:4], device=coupling.device)
+            coupling = coupling[:, :, j, k] * torch.where(j == k, 1.0, 2.0).to(coupling).unsqueeze(-1)
+        coefficients.append(torch.einsum("mijp,epc->ecjmi", coupling, weight.detach().double()).to(weight.dtype))
+    return tuple(coefficients)

@@ -86,9 +86,6 @@ def test_agrees_with_mace_torch(
     some = engine.evaluator(model, numbers, "float64")
     assert len(some.atomic_numbers) < len(FEW_ELEMENTS)
     assert_equal(evaluate(some, structures[1:]), references[1:])  # batched, selected elements
-    own = engine.evaluator(model, structures[2].numbers, "float64")
-    assert own.atomic_numbers == (9,)
-    assert_equal(evaluate(own, structures[2:3]), references[2:3])  # one element
     assert np.abs(stacked(references)[1]).max() > 0.01  # there was something to compare
 
 
@@ -96,9 +93,9 @@ def test_agrees_with_mace_torch(
 def test_agrees_in_float64_on_a_file_in_float32(zoo: Zoo, structures: list[Structure], architecture: str) -> None:
     """Foundation models are stored in float32: cutting and rearranging must not round their weights again."""
     model = zoo(architecture, dtype=torch.float32)
-    some = Engine().evaluator(model, (11, 17, 35, 47, 55, 83), "float64")
-    chosen = [structures[1], structures[3]]
-    assert_equal(evaluate(some, chosen), with_calculator(chosen, model))
+    for chosen in (structures[1:2], structures[2:3]):  # three elements, one element
+        own = Engine().evaluator(model, chosen[0].numbers, "float64")
+        assert_equal(evaluate(own, chosen), with_calculator(chosen, model))
 
 
 @pytest.fixture(scope="module")
