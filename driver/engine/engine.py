@@ -72,6 +72,16 @@ class Engine:
         self._evaluators.move_to_end(key)
         return self._evaluators[key]
 
+    def check(self, model: ModelFile) -> None:
+        """Load a model if it is not loaded yet, so that an unusable file is found before any task needs it.
+
+        Raises
+        ------
+        UsageError
+            The file cannot be used, or has no such head.
+        """
+        choose_head(self._model(model), model)
+
     def _model(self, file: ModelFile) -> MACE:
         """Return the whole model of a file, loaded at most once."""
         if file.sha256 not in self._models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,3 +73,12 @@ def test_sets_the_number_of_threads() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_checks_a_file_before_any_task_needs_it(zoo: Zoo, tmp_path: Path) -> None:
+    engine = Engine()
+    engine.check(zoo("multi-head"))
+    with pytest.raises(UsageError, match="no head 'r2scan'"):
+        engine.check(zoo("multi-head", head="r2scan"))
+    with pytest.raises(UsageError, match="no such file"):
+        engine.check(ModelFile("absent", tmp_path / "absent.model", "none"))
