@@ -10,8 +10,9 @@ from typing import Protocol
 from driver.archive.records import Attempt, TaskFailure, TaskKey
 from driver.archive.writer import ArchiveWriter
 from driver.campaign import inputs_of
+from driver.errors import UsageError
 from driver.interrupts import Interrupts
-from driver.messages import Drain, Hello, LeaseEnd, LeaseFailure, Outcome, Stop, ToMaster, Work
+from driver.messages import Drain, Hello, LeaseEnd, LeaseFailure, Outcome, Refusal, Stop, ToMaster, Work
 from driver.scheduler import Counts, Scheduler
 from driver.transport import MasterTransport
 
@@ -83,6 +84,8 @@ class Master:
         ------
         ArchiveError
             If results cannot be committed; what was committed before is safe.
+        UsageError
+            If a worker cannot use a model.
         """
         started = time.monotonic()
         try:
@@ -124,6 +127,8 @@ class Master:
             self._hellos[worker] = message
             self._scheduler.add_worker(worker, message.capacity_atoms)
             log.info("rank %d on %s uses %s", worker, message.host, message.device)
+        elif isinstance(message, Refusal):
+            raise UsageError(message.message)
         elif isinstance(message, Outcome):
             self._wait_for_commit(self._attempt(worker, message))
         elif isinstance(message, LeaseEnd):

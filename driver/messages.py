@@ -21,8 +21,15 @@ class Hello:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Worker -> master, instead of `Hello`: it cannot work (a model file is unusable, say); ends the run."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Work:
-    """Master -> worker: run a lease. `inputs` has what each task starts from; `atoms` is the size of the whole batch."""
+    """Master -> worker: run a lease. `inputs` is what each task starts from, `atoms` the size of the whole batch."""
 
     lease_id: int
     atoms: int
@@ -76,4 +83,4 @@ class LeaseFailure:
 
 
 ToWorker = Work | Drain | Stop
-ToMaster = Hello | Outcome | LeaseEnd | LeaseFailure
+ToMaster = Hello | Refusal | Outcome | LeaseEnd | LeaseFailure

@@ -106,7 +106,8 @@ class DynamicsSettings:
     collision_probability : float
         Andersen: per atom and step.
     initial_temperature_K : float or None
-        Of the Maxwell-Boltzmann velocities at time 0; None: `temperature_K`, doubled for nve (equipartition takes half).
+        Of the Maxwell-Boltzmann velocities at time 0; None: `temperature_K`, doubled for nve, where half of it goes
+        into potential energy.
     dtype, frame_dtype : str
         Of the evaluation, and of the stored frames.
     max_temperature_factor : float

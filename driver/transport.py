@@ -59,7 +59,7 @@ class InProcessTransport:
     """One worker in the master's own process: it computes whenever the master waits for a message."""
 
     def __init__(self) -> None:
-        self.workers = (0,)
+        self.workers: tuple[int, ...] = (0,)
         self._inbox: deque[ToWorker] = deque()
 
     def attach(self, worker: Handler) -> None:

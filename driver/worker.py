@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from driver.archive.records import TaskFailure, TaskResult
+from driver.errors import LatdynError
 from driver.interrupts import Interrupts
-from driver.messages import Drain, Hello, LeaseEnd, LeaseFailure, Outcome, ToMaster, ToWorker, Work
+from driver.messages import Drain, Hello, LeaseEnd, LeaseFailure, Outcome, Refusal, ToMaster, ToWorker, Work
 from driver.models import ModelFile
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ BATCHED_STAGES = frozenset({"displace", "dynamics", "rescore"})
 
 class StageRunner(Protocol):
     """Runs the tasks of a lease: the seam between a worker and the numerical core (see `driver.stages.dispatch`)."""
+
+    def check(self, models: Iterable[ModelFile]) -> None:
+        """Raise if a model cannot be used."""
+        ...
 
     def run(
         self, stage: str, inputs: Sequence[TaskInput], model: ModelFile, stop: Callable[[], bool]
@@ -80,7 +85,12 @@ class Worker:
         self._capacity_atoms = identity.capacity_atoms
 
     def start(self) -> Iterator[ToMaster]:
-        """Introduce itself."""
+        """Load the models, then introduce itself."""
+        try:
+            self._runner.check(self._models.values())
+        except Exception as error:
+            yield Refusal(str(error) if isinstance(error, LatdynError) else f"{type(error).__name__}: {error}")
+            return
         yield Hello(self._identity.host, self._identity.device, self._capacity_atoms)
 
     def handle(self, message: ToWorker) -> Iterator[ToMaster]:

@@ -21,6 +21,7 @@ from driver.archive.records import (
     Header,
     MaterialRecord,
     ModelRecord,
+    RefusedMaterial,
     Structure,
     TaskKey,
     TaskState,
@@ -169,6 +170,14 @@ class ArchiveView:
     def checksum(self, key: TaskKey, scalars: bytes) -> str:
         """Recompute the checksum of what a task has stored; `scalars` as in `schema.data_checksum`."""
         return data_checksum(scalars, stored_arrays(self._group(key.material, key.model, key.stage), key.segment))
+
+    @_consistent
+    def refused(self) -> list[RefusedMaterial]:
+        """Materials that were asked for and cannot be used."""
+        columns = self._columns("refused")
+        return [
+            RefusedMaterial(*row) for row in zip(columns["key"], columns["source"], columns["message"], strict=True)
+        ]
 
     @_consistent
     def task_states(self) -> dict[TaskKey, TaskState]:

@@ -88,6 +88,18 @@ class MaterialRecord:
 
 
 @dataclass(frozen=True)
+class RefusedMaterial:
+    """A material that was asked for and cannot be used: its key, where it comes from, and why."""
+
+    key: str
+    source: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.message}"
+
+
+@dataclass(frozen=True)
 class ModelRecord:
     """A model as used by a campaign: its key, the sha256 of its file, its head ("" for the default one)."""
 

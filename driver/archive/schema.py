@@ -52,6 +52,7 @@ TABLES: Mapping[str, np.dtype[Any]] = {
             *_END,
         ]
     ),
+    "refused": np.dtype([("key", TEXT), ("source", TEXT), ("message", TEXT), *_END]),
     "models": np.dtype(
         [
             *((name, TEXT) for name in ("key", "file", "sha256", "head", "training_data", "licence", "citation")),

@@ -25,6 +25,7 @@ from driver.archive.records import (
     Header,
     MaterialRecord,
     ModelRecord,
+    RefusedMaterial,
     StorageError,
     TaskKey,
     TaskResult,
@@ -157,6 +158,16 @@ class ArchiveWriter:
                 append_rows(self.h5["tables/materials"], rows)
             self._load_index()
         return len(new)
+
+    def set_refused(self, refused: Sequence[RefusedMaterial]) -> None:
+        """Replace the list of materials that were asked for and cannot be used, as when a file has been mended."""
+        if list(refused) == self.view.refused():
+            return
+        rows = to_rows("refused", [(r.key, r.source, r.message) for r in refused])
+        with self._transaction():
+            table = self.h5["tables/refused"]
+            table.resize((0,))
+            append_rows(table, rows)
 
     def add_models(self, models: Sequence[ModelRecord]) -> int:
         """Add models that are not there yet; return how many.

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from ase.data import atomic_numbers
 
-from driver.archive.records import MaterialRecord, Structure
+from driver.archive.records import MaterialRecord, RefusedMaterial, Structure
 from driver.errors import UsageError
 from driver.structures.convert import to_ase
 from driver.structures.prototypes import Compound, canonical_formula, interpret
-from driver.structures.readers import MaterialProblem, find_files, read_formulas, read_structures
+from driver.structures.readers import find_files, read_formulas, read_structures
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MaterialFilters:
     ----------
     charge_neutral : bool
         Combinations of the element lists that no tabulated oxidation states make neutral are left out; with False they
-        are problems like any formula without a prototype.
+        are refused like any formula without a prototype.
     octahedral_factor_min, octahedral_factor_max, octahedral_mismatch_max : float or None
     tolerance_factor_min, tolerance_factor_max : float or None
         Of Filip & Giustino.
@@ -109,10 +109,10 @@ class Materials:
     """Materials to run, in their order, and (with on_error=skip) those that cannot be."""
 
     records: tuple[MaterialRecord, ...]
-    problems: tuple[MaterialProblem, ...] = ()
+    refused: tuple[RefusedMaterial, ...] = ()
 
 
-_Entry = MaterialRecord | MaterialProblem
+_Entry = MaterialRecord | RefusedMaterial
 
 
 def load_materials(settings: MaterialsSettings, *, base_dir: Path, seed: int) -> Materials:
@@ -143,13 +143,13 @@ def load_materials(settings: MaterialsSettings, *, base_dir: Path, seed: int) ->
         )
     entries = _select_keys(entries, settings)
     _refuse_duplicates(entries)
-    problems = tuple(entry for entry in entries if isinstance(entry, MaterialProblem))
+    refused = tuple(entry for entry in entries if isinstance(entry, RefusedMaterial))
     records = [entry for entry in entries if isinstance(entry, MaterialRecord)]
-    if problems and (settings.on_error == "refuse" or not records):
+    if refused and (settings.on_error == "refuse" or not records):
         remedy = "materials.on_error=skip goes on without them" if records else "none is left to run"
-        lines = [f"{len(problems)} materials cannot be used ({remedy}):", *problems]
+        lines = [f"{len(refused)} materials cannot be used ({remedy}):", *refused]
         raise UsageError("\n  ".join(map(str, lines)))
-    return Materials(tuple(_sample(records, settings, seed)), problems)
+    return Materials(tuple(_sample(records, settings, seed)), refused)
 
 
 def _from_elements(settings: MaterialsSettings) -> Iterator[_Entry]:
@@ -189,7 +189,7 @@ def _from_formula(formula: str, source: str, filters: MaterialFilters) -> _Entry
     try:
         compound = interpret(formula)
     except UsageError as error:
-        return MaterialProblem(formula, source, str(error))
+        return RefusedMaterial(formula, source, str(error))
     if not filters.admits(compound):
         return None
     key = compound.formula
@@ -200,7 +200,7 @@ def _from_structures(settings: MaterialsSettings, base_dir: Path) -> Iterator[_E
     for pattern in settings.structures:
         for path in find_files(pattern, base_dir):
             for item in read_structures(path, key_field=settings.key_field):
-                if isinstance(item, MaterialProblem):
+                if isinstance(item, RefusedMaterial):
                     yield item
                 else:
                     yield MaterialRecord(item.key, _formula(item.structure), item.structure, item.source)

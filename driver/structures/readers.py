@@ -14,7 +14,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
-from driver.archive.records import Structure
+from driver.archive.records import RefusedMaterial, Structure
 from driver.errors import UsageError
 from driver.structures.convert import from_ase
 
@@ -28,18 +28,6 @@ class NamedStructure:
     key: str
     structure: Structure
     source: str
-
-
-@dataclass(frozen=True)
-class MaterialProblem:
-    """A material that cannot be used: the key it would have had, where it comes from, and why."""
-
-    key: str
-    source: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,7 @@ def find_files(pattern: str, base_dir: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_structures(path: Path, *, key_field: str = "") -> list[NamedStructure | MaterialProblem]:
+def read_structures(path: Path, *, key_field: str = "") -> list[NamedStructure | RefusedMaterial]:
     """Return every structure in a file, in order, or what is wrong with it.
 
     The key of a structure is its entry `key_field` (of an ASE database's key-value pairs, or of the comment line of
@@ -92,7 +80,7 @@ def read_structures(path: Path, *, key_field: str = "") -> list[NamedStructure |
     key_field : str
     """
     stem = _stem(path)
-    results: list[NamedStructure | MaterialProblem] = []
+    results: list[NamedStructure | RefusedMaterial] = []
     for frame in _frames(path):
         fallback = f"{stem}-{frame.name}" if frame.name else stem
         source = f"{path} [{frame.name}]" if frame.name else str(path)
@@ -103,7 +91,7 @@ def read_structures(path: Path, *, key_field: str = "") -> list[NamedStructure |
         if frame.atoms is not None and not error:
             error = _defect(frame.atoms)
         if frame.atoms is None or error:
-            results.append(MaterialProblem(key, source, error))
+            results.append(RefusedMaterial(key, source, error))
         else:
             results.append(NamedStructure(key, from_ase(frame.atoms), source))
     return results

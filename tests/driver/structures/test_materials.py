@@ -184,7 +184,7 @@ def test_every_problem_is_named_on_a_line_of_its_own(folder):
 def test_skip_goes_on_and_returns_the_problems(folder):
     materials = load(base_dir=folder, formulas_file="list.csv", structures=("*.cif", "*.vasp"), on_error="skip")
     assert [record.key for record in materials.records] == ["Cs2AgBiBr6", "good", "twice"]
-    assert [problem.key for problem in materials.problems] == ["Cs2SnI6", "broken"]
+    assert [problem.key for problem in materials.refused] == ["Cs2SnI6", "broken"]
 
 
 def test_nothing_but_problems_is_refused_even_with_skip(folder):

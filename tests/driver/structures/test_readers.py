@@ -9,8 +9,9 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
+from driver.archive.records import RefusedMaterial
 from driver.errors import UsageError
-from driver.structures.readers import MaterialProblem, NamedStructure, find_files, read_formulas, read_structures
+from driver.structures.readers import NamedStructure, find_files, read_formulas, read_structures
 
 SILICON = bulk("Si")
 ROCKSALT = bulk("NaCl", "rocksalt", a=5.64)
@@ -36,9 +37,9 @@ Cl1 Cl 0.5 0.5 0.5 1
 """
 
 
-def only_problem(path: Path, **options) -> MaterialProblem:
+def only_problem(path: Path, **options) -> RefusedMaterial:
     (problem,) = read_structures(path, **options)
-    assert isinstance(problem, MaterialProblem)
+    assert isinstance(problem, RefusedMaterial)
     assert problem.source.startswith(str(path))
     assert "\n" not in str(problem)
     return problem
@@ -114,7 +115,7 @@ def test_frames_before_a_broken_one_are_kept(tmp_path):
     path.write_text(path.read_text() + '2\nLattice="1 0 0 0 1 0 0 0 1" pbc="T T T"\nSi 0 0\n')
     first, second, third = read_structures(path)
     assert (first.key, second.key) == ("set-0", "set-1")
-    assert isinstance(third, MaterialProblem)
+    assert isinstance(third, RefusedMaterial)
     assert third.key == "set-2"
 
 

@@ -1,0 +1,130 @@
+"""Command line: run, plan, status, verify, models."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from driver import __version__
+from driver.archive.records import ArchiveError
+from driver.errors import LatdynError
+
+EXIT_USAGE = 2
+
+_OVERRIDES = """\
+Overrides, after the command, in any number:
+  GROUP=PRESET   picks presets:      campaign=smoke  protocol=paper  model=[mace-mpa-0,mace-omat-0]
+  KEY=VALUE      sets one value:     dynamics.temperature_K=400  supercell.min_length_A=12  name=mine
+                 lists in brackets:  "materials.formulas=[Cs2AgBiBr6,Cs2NaInCl6]"  (quoted, for the shell)
+Presets:
+{presets}
+Every key, with its default, stands in conf/config.yaml and in the presets of its group. Presets of your own: a folder
+laid out like conf/, given with --config-dir. The same command resumes an interrupted campaign; a longer
+dynamics.production_ps, more materials or more models extend a finished one.
+Exit codes: 0 all done; 1 done, with quarantined tasks or refused materials; 2 wrong usage; 75 interrupted, run again.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code."""
+    options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (LatdynError, ArchiveError) as error:
+        if options.debug:
+            raise
+        print(f"latdyn: {error}", file=sys.stderr)
+        return _exit_code_of(error)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _exit_code_of(error: Exception) -> int:
+    from driver.run import exit_code_of
+
+    return exit_code_of(error)
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m driver", description="Lattice-dynamics campaigns.")
+    parser.add_argument("--version", action="version", version=f"latdyn {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    explain = any(a in ("-h", "--help") for a in arguments)
+    for name, function, text in (
+        ("run", _run, "run or resume a campaign; alone, or under mpirun or srun"),
+        ("plan", _plan, "what would run: tasks, atoms, memory, hours, archive size; runs nothing"),
+    ):
+        command = _add(commands, name, function, text, epilog=_explanation() if explain else None)
+        command.add_argument("--config-dir", type=Path, metavar="DIR", help="folder with presets of your own")
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that differ from the defaults")
+    command = _add(commands, "status", _status, "how far a campaign is")
+    command.add_argument("archive", type=Path)
+    command.add_argument("--watch", action="store_true", help="show it again and again, until interrupted")
+    command = _add(commands, "verify", _verify, "recompute every checksum and name what is wrong")
+    command.add_argument("archive", type=Path)
+    command = _add(commands, "models", _models, "list the models, or fetch them (compute nodes have no internet)")
+    command.add_argument("action", nargs="?", default="list", choices=("list", "fetch"))
+    command.add_argument("names", nargs="*", metavar="NAME", help="which to fetch")
+    command.add_argument("--cache", metavar="DIR", help="folder of fetched models, instead of $LATDYN_MODELS")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    function: object,
+    text: str,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_argument("--debug", action="store_true", help="tracebacks, and a log of every lease")
+    command.set_defaults(command=function)
+    return command
+
+
+def _explanation() -> str:
+    from driver.config import presets
+
+    lines = [f"  {group:<10} {', '.join(names)}" for group, names in presets().items()]
+    return _OVERRIDES.format(presets="\n".join(lines))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from driver.run import run
+
+    return run(options.overrides, options.config_dir, debug=options.debug)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from driver.plan import print_plan
+
+    return print_plan(options.overrides, options.config_dir)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from driver.status import print_status
+
+    return print_status(options.archive, watch=options.watch)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from driver.status import print_verification
+
+    return print_verification(options.archive)
+
+
+def _models(options: argparse.Namespace) -> int:
+    from driver.models_command import fetch_models, print_models
+
+    if options.action == "list":
+        return print_models(options.cache)
+    return fetch_models(options.names, options.cache)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""The command `run`: from a configuration to committed results, alone or as one of many ranks.
+
+Rank 0 composes the configuration, opens the archive and finds out what is left before any rank loads a model; the
+others learn what to do in one broadcast.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from driver import __version__
+from driver.archive.reader import open_archive
+from driver.archive.records import Header, ModelRecord, StorageError
+from driver.archive.writer import ArchiveWriter
+from driver.campaign import build_tasks
+from driver.config import Configuration, compose
+from driver.devices import assign_device, assign_threads
+from driver.errors import UsageError
+from driver.interrupts import Interrupts
+from driver.master import Master, Summary
+from driver.models import ModelFile, cache_folder, model_record, resolve
+from driver.progress import duration, log_to, make_progress
+from driver.scheduler import Counts, Scheduler, TaskSpec
+from driver.settings import Settings, physics_of
+from driver.structures.materials import Materials, load_materials
+from driver.transport import InProcessTransport, MPIMaster, MPIWorker, World, abort_on_error, connect
+from driver.worker import Worker, WorkerIdentity
+
+EXIT_DONE, EXIT_QUARANTINED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 75
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("numpy", "h5py", "ase", "phonopy", "spglib", "torch", "mace-torch", "e3nn", "mpi4py")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What every rank must know to begin."""
+
+    settings: Settings
+    models: Mapping[str, ModelFile]
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What rank 0 knows besides: materials, models, all tasks."""
+
+    configuration: Configuration
+    materials: Materials
+    models: Mapping[str, ModelFile]
+    tasks: Sequence[TaskSpec]
+
+    @property
+    def archive(self) -> Path:
+        """The campaign's archive."""
+        return self.configuration.settings.folder / "archive.h5"
+
+    @property
+    def model_records(self) -> tuple[ModelRecord, ...]:
+        """The models as the archive keeps them."""
+        return tuple(model_record(spec, self.models[spec.key]) for spec in self.configuration.models)
+
+
+def run(overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool = False) -> int:
+    """Run or resume a campaign.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        See `driver.config.compose`.
+    config_dir : Path, optional
+        Presets of the user's own.
+    debug : bool
+        Log every lease; let errors out with their traceback.
+
+    Returns
+    -------
+    int
+        Exit code of this rank: 0 done, 1 done but with quarantined or refused materials, 2 wrong usage, 75 interrupted
+        with work left. Ranks other than 0 return 0, so that no launcher ends the job before rank 0 is through.
+
+    Raises
+    ------
+    LatdynError, ArchiveError
+        On rank 0, once the other ranks have been told to end.
+    """
+    world = connect()
+    abort_on_error(world)
+    if world.rank > 0:
+        launch = world.broadcast(None)
+        if launch is not None:
+            _work(world, launch)
+        return EXIT_DONE
+    try:
+        campaign = load_campaign(overrides, config_dir)
+        counts = _nothing_left(campaign)
+    except BaseException:
+        world.broadcast(None)
+        raise
+    if counts is not None:
+        world.broadcast(None)
+        print(f"{campaign.configuration.settings.name}: nothing left to do; {_described(counts, campaign)}")
+        return _exit_code(Summary(counts, "", 0.0), campaign)
+    return _lead(world, campaign, debug=debug)
+
+
+def load_campaign(overrides: Sequence[str], config_dir: Path | None = None) -> Campaign:
+    """Compose a campaign, find its materials and model files, and list its tasks; opens no archive.
+
+    Raises
+    ------
+    UsageError
+        For anything wrong with settings, materials or models.
+    """
+    configuration = compose(overrides, config_dir)
+    materials = load_materials(configuration.materials, base_dir=Path.cwd(), seed=configuration.settings.seed)
+    cache = cache_folder(configuration.model_cache)
+    models = {spec.key: resolve(spec, cache) for spec in configuration.models}
+    tasks = build_tasks(materials.records, models, configuration.settings)
+    return Campaign(configuration, materials, models, tasks)
+
+
+def _nothing_left(campaign: Campaign) -> Counts | None:
+    """Return the counts if the archive has all there is to do, so that it need not even be opened for writing."""
+    if not campaign.archive.exists():
+        return None
+    settings = campaign.configuration.settings
+    with open_archive(campaign.archive) as view:
+        _refuse_other_physics(campaign, view.header)
+        known = view.materials().keys() >= {m.key for m in campaign.materials.records}
+        if not known or not view.models().keys() >= campaign.models.keys():
+            return None
+        counts = Scheduler(campaign.tasks, view.task_states()).counts
+        retry = settings.retry == "failed" and counts.quarantined > 0
+        return None if counts.left or retry else counts
+
+
+def _refuse_other_physics(campaign: Campaign, header: Header) -> None:
+    now = physics_of(campaign.configuration.settings)
+    different = [k for k in sorted(now.keys() | header.physics.keys()) if now.get(k) != header.physics.get(k)]
+    if different:
+        named = "; ".join(
+            f"{k}: archive {header.physics.get(k, 'unset')}, now {now.get(k, 'unset')}" for k in different
+        )
+        raise UsageError(
+            f"{campaign.archive} was made with other settings ({named}); restore them, or set another name="
+        )
+
+
+def _lead(world: World, campaign: Campaign, *, debug: bool) -> int:
+    """Be the master (and, alone, the worker as well)."""
+    settings = campaign.configuration.settings
+    with Interrupts(settings.execution.signals) as interrupts:
+        try:
+            writer = _open(campaign)
+        except BaseException:
+            world.broadcast(None)
+            raise
+        with writer:
+            log_to(settings.folder / "driver.log", debug=debug)
+            launch = world.broadcast(Launch(settings, campaign.models))
+            transport = _serial_transport(world, launch, interrupts) if world.alone else MPIMaster(world.comm)
+            scheduler = _scheduler(campaign, writer, max(1, world.size - 1))
+            log.info("campaign %s: %s", settings.name, _described(scheduler.counts, campaign))
+            progress = make_progress(scheduler.remaining_cost())
+            execution = settings.execution
+            master = Master(
+                scheduler,
+                transport,
+                writer,
+                interrupts,
+                progress,
+                grace_s=execution.grace_s,
+                commit_every_s=execution.commit_every_s,
+            )
+            try:
+                summary = master.run()
+            finally:
+                progress.close()
+    _report(summary, campaign)
+    return _exit_code(summary, campaign)
+
+
+def _open(campaign: Campaign) -> ArchiveWriter:
+    """Open or create the archive and enter this campaign's materials and models."""
+    settings = campaign.configuration.settings
+    try:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make {settings.folder} ({error.strerror}); set runs= to a folder you may write"
+        ) from error
+    header = Header(
+        campaign=settings.name,
+        seed=settings.seed,
+        config_yaml=campaign.configuration.yaml,
+        physics=physics_of(settings),
+        versions=software_versions(),
+    )
+    writer = (
+        ArchiveWriter.open(campaign.archive)
+        if campaign.archive.exists()
+        else ArchiveWriter.create(campaign.archive, header)
+    )
+    try:
+        writer.set_header_config(campaign.configuration.yaml)
+        writer.add_materials(campaign.materials.records)
+        writer.add_models(campaign.model_records)
+        writer.set_refused(campaign.materials.refused)
+        if settings.retry == "failed":
+            writer.requeue_quarantined()
+        (settings.folder / "config.yaml").write_text(campaign.configuration.yaml)
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def _scheduler(campaign: Campaign, writer: ArchiveWriter, workers: int) -> Scheduler:
+    execution = campaign.configuration.settings.execution
+    return Scheduler(
+        campaign.tasks,
+        writer.view.task_states(),
+        max_attempts=execution.max_attempts,
+        leases_in_flight=execution.leases_in_flight,
+        workers_expected=workers,
+    )
+
+
+def _serial_transport(world: World, launch: Launch, interrupts: Interrupts) -> InProcessTransport:
+    transport = InProcessTransport()
+    transport.attach(_worker(world, launch, transport, interrupts))
+    return transport
+
+
+def _work(world: World, launch: Launch) -> None:
+    """Be a worker until told to stop."""
+    with Interrupts(launch.settings.execution.signals) as interrupts:
+        port = MPIWorker(world.comm)
+        port.serve(_worker(world, launch, port, interrupts))
+
+
+def _worker(world: World, launch: Launch, port: InProcessTransport | MPIWorker, interrupts: Interrupts) -> Worker:
+    # Imported here: only workers need torch, and it takes seconds and hundreds of megabytes.
+    from driver.stages.dispatch import EngineRunner, default_capacity_atoms, visible_gpus
+
+    execution = launch.settings.execution
+    device = assign_device(execution.device, world.local_worker, world.local_workers, visible_gpus())
+    runner = EngineRunner(device, assign_threads(execution.threads, world.core_sharers), launch.settings)
+    capacity = execution.capacity_atoms or default_capacity_atoms(device)
+    identity = WorkerIdentity(world.rank, world.host, device, capacity)
+    return Worker(identity, launch.models, runner, port.pending, interrupts, execution.grace_s)
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of what results depend on; packages that are not installed are left out."""
+    versions = {"latdyn": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _described(counts: Counts, campaign: Campaign) -> str:
+    text = f"{counts.done} of {counts.total} tasks done"
+    if counts.quarantined:
+        text += f", {counts.quarantined} quarantined (give them another try with retry=failed)"
+    if counts.blocked:
+        text += f", {counts.blocked} not run because they build on a quarantined one"
+    if campaign.materials.refused:
+        text += f", {len(campaign.materials.refused)} materials refused"
+    return text
+
+
+def _report(summary: Summary, campaign: Campaign) -> None:
+    name = campaign.configuration.settings.name
+    if summary.interrupted_by:
+        text = (
+            f"{summary.interrupted_by}: interrupted with {summary.counts.left} tasks left; run the same command again"
+        )
+    else:
+        text = f"finished in {duration(summary.seconds)}"
+    line = f"{name}: {text}; {_described(summary.counts, campaign)}; archive {campaign.archive}"
+    log.info(line)
+    print(line, flush=True)
+
+
+def _exit_code(summary: Summary, campaign: Campaign) -> int:
+    if summary.interrupted_by:
+        return EXIT_INTERRUPTED
+    failed = summary.counts.quarantined > 0 or bool(campaign.materials.refused)
+    return EXIT_QUARANTINED if failed else EXIT_DONE
+
+
+def exit_code_of(error: Exception) -> int:
+    """Exit code for an error that ended a run: a full or broken disk is worth submitting again, wrong usage is not."""
+    return EXIT_INTERRUPTED if isinstance(error, StorageError) else EXIT_USAGE
