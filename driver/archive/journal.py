@@ -192,6 +192,7 @@ class JournaledFile(io.RawIOBase):
                 self.rollback()
                 self._checkpoint(last=True)
         finally:
+            self._dropping = True  # HDF5 may write once more when it is garbage-collected
             self._close_descriptors()
             super().close()
 

@@ -161,7 +161,9 @@ class Disk:
 
 def torn(operation: Operation, fraction: float) -> Operation:
     """Return the part of a write that was done when the writer was killed."""
-    return Operation(operation.kind, operation.name, operation.offset, operation.data[: int(len(operation.data) * fraction)])
+    return Operation(
+        operation.kind, operation.name, operation.offset, operation.data[: int(len(operation.data) * fraction)]
+    )
 
 
 def killed_after(operations: Sequence[Operation], count: int, fraction: float = 0.0) -> Disk:

@@ -354,3 +354,35 @@ def test_nothing_to_commit_writes_nothing(tmp_path: Path) -> None:
         file.write(bytes(7000))
         file.commit()
         assert file.journal_bytes == RECORDS_OFFSET
+
+
+def test_reader_without_locks_notices_a_later_session(tmp_path: Path) -> None:
+    """A reader whose journal has been removed, and another begun, does not mix the two states."""
+    path = new_file(tmp_path, bytes(10000))
+    first = JournaledFile(path, storage=LocklessStorage())
+    reader = SnapshotFile(path, storage=LocklessStorage())
+    first.close()
+    with JournaledFile(path, storage=LocklessStorage()) as second:
+        second.write(b"b" * 9000)
+        second.commit()
+    with pytest.raises(StaleSnapshotError):
+        contents(reader)
+    reader.close()
+
+
+def test_reader_with_locks_keeps_its_state_across_sessions(tmp_path: Path) -> None:
+    """A reader's lock outlives the writer: the next one takes the journal over without moving a page."""
+    path = new_file(tmp_path, bytes(10000))
+    first = JournaledFile(path, storage=QuickStorage())
+    with SnapshotFile(path) as reader:
+        for text in (b"b", b"c"):
+            first.seek(0)
+            first.write(text * 9000)
+            first.commit()
+            first.close()
+            assert journal_path(path).exists()
+            assert contents(reader) == bytes(10000)
+            first = JournaledFile(path, storage=QuickStorage())
+            assert contents(first) == text * 9000 + bytes(1000)
+    first.close()
+    assert path.read_bytes() == b"c" * 9000 + bytes(1000)
