@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.plots import parity_figure, save_figure
 from analysis.reference import CUBIC, Reference
-from analysis.scores import SCORES, Confusion, Score, confusion, score_all
+from analysis.scores import RESAMPLES, SCORES, Confusion, Score, confusion, score_all
 from analysis.stability import SIGMA_TEMPERATURE_K
 from driver.errors import UsageError
 from driver.structures.prototypes import ELPASOLITE, canonical_formula
@@ -42,7 +42,9 @@ class Comparison:
     confusion: Confusion
 
 
-def compare(table: pd.DataFrame, reference: Reference, target_K: float | None) -> list[Comparison]:
+def compare(
+    table: pd.DataFrame, reference: Reference, target_K: float | None, *, resamples: int = RESAMPLES
+) -> list[Comparison]:
     """Compare every model in a metrics table, but the reference itself, with the reference.
 
     Parameters
@@ -52,6 +54,8 @@ def compare(table: pd.DataFrame, reference: Reference, target_K: float | None) -
     reference : Reference
     target_K : float or None
         The temperature of the runs; None where the archive does not say.
+    resamples : int
+        Bootstrap samples behind the intervals.
 
     Raises
     ------
@@ -61,7 +65,7 @@ def compare(table: pd.DataFrame, reference: Reference, target_K: float | None) -
     if reference.by_formula and target_K is not None and abs(target_K - SIGMA_TEMPERATURE_K) > 0.5:
         raise UsageError(f"the archive's runs are at {target_K:g} K; the reference is sigma({SIGMA_TEMPERATURE_K:g} K)")
     models = [model for model in dict.fromkeys(table["model"]) if reference.by_formula or model != reference.name]
-    comparisons = [_compare(table[table["model"] == model], model, reference) for model in models]
+    comparisons = [_compare(table[table["model"] == model], model, reference, resamples) for model in models]
     if not any(len(comparison.pairs) for comparison in comparisons):
         reasons = [f"{material}: {why}" for comparison in comparisons for material, why in comparison.excluded.items()]
         told = f" ({'; '.join(reasons[:3])}{', ...' if len(reasons) > 3 else ''})" if reasons else ""
@@ -69,7 +73,7 @@ def compare(table: pd.DataFrame, reference: Reference, target_K: float | None) -
     return comparisons
 
 
-def _compare(rows: pd.DataFrame, model: str, reference: Reference) -> Comparison:
+def _compare(rows: pd.DataFrame, model: str, reference: Reference, resamples: int) -> Comparison:
     excluded: dict[str, str] = {}
     chosen: dict[str, Mapping[Any, Any]] = {}
     for row in rows.sort_values("prototype", key=lambda name: name != ELPASOLITE, kind="stable").to_dict("records"):
@@ -96,7 +100,7 @@ def _compare(rows: pd.DataFrame, model: str, reference: Reference) -> Comparison
     )
     truth = pairs["sigma_reference"].to_numpy(dtype=np.float64)
     claim = pairs["sigma_model"].to_numpy(dtype=np.float64)
-    return Comparison(model, pairs, excluded, score_all(truth, claim), confusion(truth, claim))
+    return Comparison(model, pairs, excluded, score_all(truth, claim, resamples=resamples), confusion(truth, claim))
 
 
 def _key(row: Mapping[Any, Any], reference: Reference) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -19,6 +20,8 @@ from analysis.harmonic import Bands, DensityOfStates
 from analysis.stability import SIGMA_UNSTABLE
 
 Floats = npt.NDArray[np.float64]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 COLOURS = ("#2f6db3", "#d9742b", "#2e8b6f", "#8a5fb0", "#b8475a", "#7a7a2e", "#3b9cc4", "#8c6d4f")
 """One for each model, in the archive's order; readable on white and on dark grounds, also for colour-blind readers."""
@@ -26,6 +29,9 @@ COLOURS = ("#2f6db3", "#d9742b", "#2e8b6f", "#8a5fb0", "#b8475a", "#7a7a2e", "#3
 IMAGINARY = "#c8324a"
 NEUTRAL = "#59636f"
 """Of axes and texts."""
+
+IMAGINARY_THZ = -0.02
+"""Below this, the ground is tinted: less is rounding of the acoustic branches near Gamma."""
 
 MAX_NAMED_POINTS = 24
 """More points than these are not named in a figure."""
@@ -50,30 +56,41 @@ STYLE: dict[Any, Any] = {
 """A transparent ground, so that one figure serves light and dark pages."""
 
 
+def _styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Let a function draw in the style of the report, and leave matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> T:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
 def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width_in, height_in), layout="constrained")
-        return figure, figure.add_subplot()
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    return figure, figure.add_subplot()
 
 
+@_styled
 def svg(figure: Figure) -> str:
     """Return a figure as an SVG element that can stand within HTML (without XML prologue; texts stay texts)."""
-    with mpl.rc_context(STYLE):
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
+@_styled
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as `path`.svg and `path`.png (200 dpi, on white); return both files."""
     vector, raster = path.with_name(path.name + ".svg"), path.with_name(path.name + ".png")
-    with mpl.rc_context(STYLE):
-        figure.savefig(vector, metadata={"Date": None})
-        figure.savefig(raster, dpi=200, transparent=False, facecolor="white")
+    figure.savefig(vector, metadata={"Date": None})
+    figure.savefig(raster, dpi=200, transparent=False, facecolor="white")
     return [vector, raster]
 
 
+@_styled
 def parity_figure(pairs: pd.DataFrame, title: str) -> Figure:
     """Sigma of a model against the reference, by halide, with error bars, the diagonal and both thresholds.
 
@@ -117,10 +134,11 @@ def _elements(formula: str) -> set[str]:
     return set(Formula(formula).count())
 
 
+@_styled
 def sigma_figure(table: pd.DataFrame) -> Figure:
     """Distribution of sigma over materials: a dot for each, a median line, one row for each model."""
     models = list(dict.fromkeys(table["model"]))
-    figure, axes = _figure(7.2, 1.1 + 0.75 * len(models))
+    figure, axes = _figure(5.6, 1.1 + 0.75 * len(models))
     rng = np.random.default_rng(0)
     for index, model in enumerate(models):
         values = table.loc[table["model"] == model, "sigma_pooled"].dropna().to_numpy(dtype=np.float64)
@@ -132,13 +150,16 @@ def sigma_figure(table: pd.DataFrame) -> Figure:
         axes.vlines(np.median(values), index - 0.38, index + 0.38, color=colour, linewidth=1.6)
     axes.axvline(SIGMA_UNSTABLE, color=IMAGINARY, linewidth=0.9, linestyle=(0, (4, 3)))
     top = max(1.15, 1.05 * float(table["sigma_pooled"].max(skipna=True) or 0.0))
-    axes.set(xlim=(0, top), ylim=(len(models) - 0.5, -0.5), xlabel="anharmonicity σ (pooled); upright lines: medians")
+    axes.set(
+        xlim=(-0.02, top), ylim=(len(models) - 0.5, -0.5), xlabel="anharmonicity σ (pooled); upright lines: medians"
+    )
     axes.set_yticks(range(len(models)), models)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure
 
 
+@_styled
 def bands_figure(
     curves: Sequence[tuple[str, Bands, DensityOfStates | None]], colours: Sequence[str] = COLOURS
 ) -> Figure:
@@ -149,9 +170,8 @@ def bands_figure(
     curves : sequence of (model, Bands, DensityOfStates or None)
         Several models share the axes: their paths have the same special points, and are scaled to the same length.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
-        axes, side = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+    figure = Figure(figsize=(4.0, 2.8), layout="constrained")
+    axes, side = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
     end = curves[0][1].ticks[-1][0]
     for colour, (model, lines, dos) in zip(colours, curves, strict=False):
         distance, frequency = _joined(lines)
@@ -160,9 +180,10 @@ def bands_figure(
             drawn[0].set_label(model)
         if dos is not None:
             side.plot(dos.states_per_THz, dos.frequencies_THz, color=colour, linewidth=0.8)
-    _dress_bands(axes, side, curves[0][1])
+    lowest = min(float(frequency.min()) for _, lines, _ in curves for frequency in lines.frequencies_THz)
+    _dress_bands(axes, side, curves[0][1], imaginary=lowest < IMAGINARY_THZ)
     if len(curves) > 1:
-        axes.legend(fontsize=7, loc="upper right", handlelength=1.2)
+        figure.legend(fontsize=7, loc="outside upper left", ncols=4, handlelength=1.2)
     return figure
 
 
@@ -179,17 +200,18 @@ def _joined(lines: Bands) -> tuple[Floats, Floats]:
     return np.concatenate(distances), np.concatenate(frequencies)
 
 
-def _dress_bands(axes: Axes, side: Axes, lines: Bands) -> None:
-    lowest, _ = axes.get_ylim()
+def _dress_bands(axes: Axes, side: Axes, lines: Bands, *, imaginary: bool) -> None:
+    """Add special points, the zero line, a tint on imaginary frequencies, and names of axes."""
     for position, _ in lines.ticks:
         axes.axvline(position, color=NEUTRAL, linewidth=0.4)
+    bottom = axes.get_ylim()[0]
+    axes.set_ylim(bottom=bottom if imaginary else 0.0)
     for panel in (axes, side):
         panel.axhline(0.0, color=NEUTRAL, linewidth=0.8)
-        if lowest < -0.1:
-            panel.axhspan(lowest, 0.0, color=IMAGINARY, alpha=0.08, linewidth=0)
+        if imaginary:
+            panel.axhspan(bottom, 0.0, color=IMAGINARY, alpha=0.08, linewidth=0)
     axes.set(xlim=(0, lines.ticks[-1][0]), ylabel="frequency (THz)")
-    axes.set_ylim(bottom=min(lowest, 0.0))
-    axes.set_xticks([position for position, _ in lines.ticks], [label for _, label in lines.ticks])
+    axes.set_xticks([position for position, _ in lines.ticks], [label for _, label in lines.ticks], fontsize=8)
     axes.tick_params(axis="x", length=0)
     side.set_xticks([])
     side.set_xlim(left=0)
@@ -197,6 +219,7 @@ def _dress_bands(axes: Axes, side: Axes, lines: Bands) -> None:
     side.tick_params(axis="y", length=0)
 
 
+@_styled
 def labels_figure(table: pd.DataFrame) -> Figure:
     """Both stability labels in one picture: lowest frequency against sigma, with the quadrants named.
 
@@ -205,7 +228,7 @@ def labels_figure(table: pd.DataFrame) -> Figure:
     table : DataFrame
         Columns material, model, min_frequency_THz, sigma_pooled, sigma_pooled_error.
     """
-    figure, axes = _figure(7.2, 3.9)
+    figure, axes = _figure(5.6, 3.6)
     known = table.dropna(subset=["min_frequency_THz", "sigma_pooled"])
     for index, model in enumerate(dict.fromkeys(table["model"])):
         group = known[known["model"] == model]
@@ -240,9 +263,10 @@ def labels_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@_styled
 def running_figure(running: Sequence[tuple[str, Floats, Floats]]) -> Figure:
     """Sigma of each trajectory so far against time; `running` has (model, time_ps, sigma), a colour for each model."""
-    figure, axes = _figure(7.2, 3.2)
+    figure, axes = _figure(5.6, 3.0)
     models = list(dict.fromkeys(model for model, _, _ in running))
     named: set[str] = set()
     for model, time, values in running:

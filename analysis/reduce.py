@@ -16,6 +16,7 @@ from analysis.pair import PairResult, reduce_pair
 from analysis.settings import AnalysisSettings, CampaignSettings, campaign_settings
 from analysis.states import PairState, pair_states
 from driver.archive.reader import ArchiveView, open_archive
+from driver.errors import UsageError
 
 PAIRS_PER_CHUNK = 8
 """Handed to a process at once: enough that passing them costs nothing, few enough that the ends meet."""
@@ -73,12 +74,14 @@ def reduce_archive(
     ArchiveError
         If the archive cannot be read.
     UsageError
-        If its configuration cannot.
+        If its configuration cannot, or it holds nothing yet.
     """
     settings = settings or AnalysisSettings()
     with open_archive(path) as view:
         campaign = campaign_settings(view.header, settings)
         states = pair_states(view, campaign)
+        if not states:
+            raise UsageError(f"{path} holds no materials and models yet: nothing to reduce")
         job = _Job(str(path), campaign, settings, details)
         pairs = [(material, model, state.reducible) for (material, model), state in states.items()]
         if processes > 1 and len(pairs) > 1:

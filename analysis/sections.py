@@ -166,8 +166,8 @@ def stability(reduction: Reduction) -> str:
         "<th>model</th>",
         "<th>group</th>",
         number_heading("a", "Å", "Lattice constant of the conventional cell"),
-        number_heading("ω min, supercell", "THz", "Lowest vibration on the q points that fit the supercell"),
-        number_heading("ω min, mesh", "THz", "Lowest vibration on the mesh"),
+        number_heading("lowest mode, supercell", "THz", "Lowest vibration on the q points that fit the supercell"),
+        number_heading("lowest mode, mesh", "THz", "Lowest vibration on the mesh"),
         number_heading("imaginary", "%", "Fraction of modes below the tolerance, on the mesh"),
         "<th>harmonic</th>",
         number_heading("σ", "", "Pooled anharmonicity, with its block error"),
@@ -180,8 +180,9 @@ def stability(reduction: Reduction) -> str:
         '<section id="stability"><h2>Stability</h2>\n'
         f"<p>Two labels that answer different questions. <b>Harmonic</b>: no vibration below {tolerance} THz, neither "
         "on the q points that fit the supercell nor on a mesh. <b>Anharmonic</b>: σ(300 K) &lt; 1 in a valid run. A "
-        "run that failed or is not valid leaves its label undecided; it never counts as unstable. Rest the pointer on a "
-        'label for its reason. All columns are in <a href="metrics.csv">metrics.csv</a>.</p>\n'
+        "run that failed or is not valid leaves its label undecided; it never counts as unstable. Rest the pointer on "
+        "a label for its reason; click on a heading to sort. All columns are in "
+        '<a href="metrics.csv">metrics.csv</a>.</p>\n'
         '<div class="filter"><label for="filter">Filter</label><input id="filter" type="search" '
         'placeholder="e.g. Br unstable" data-filters="stability-table"><output></output></div>\n'
         + table(headings, rows, identifier="stability-table", kind="sortable")
@@ -193,9 +194,9 @@ def _stability_row(row: Mapping[Any, Any]) -> list[str]:
     fraction = row["imaginary_modes_fraction"]
     return [
         text_cell(row["material"], "key"),
-        text_cell(row["model"]),
-        text_cell(row["space_group_symbol"] or "–"),
-        number_cell(row["conventional_a_A"], 4),
+        text_cell(row["model"], "whole"),
+        text_cell(row["space_group_symbol"] or "–", "whole"),
+        number_cell(row["conventional_a_A"], 3),
         number_cell(row["min_frequency_commensurate_THz"], 2),
         number_cell(row["min_frequency_mesh_THz"], 2),
         number_cell(None if pd.isna(fraction) else 100.0 * fraction, 1),
@@ -211,7 +212,7 @@ def _stability_row(row: Mapping[Any, Any]) -> list[str]:
 def anharmonicity(figures: Sequence[str]) -> str:
     """Figures of sigma over all materials."""
     content = "\n".join(figures) or '<p class="note">No trajectory has been reduced yet.</p>'
-    return f'<section id="anharmonicity"><h2>Anharmonicity</h2>\n<div class="columns">{content}</div></section>'
+    return f'<section id="anharmonicity"><h2>Anharmonicity</h2>\n<div class="columns wide">{content}</div></section>'
 
 
 def phonons(cards: Sequence[Card], omitted: Sequence[str]) -> str:
@@ -248,7 +249,7 @@ def card_caption(rows: Sequence[Mapping[Any, Any]]) -> str:
         if pd.isna(row["min_frequency_mesh_THz"]):
             continue
         lowest = f"{lowest_frequency(row):.2f}".replace("-", "−")
-        text = f"<b>{escape(row['model'])}</b>: ω min {lowest} THz at q = ({escape(row['worst_q'])})"
+        text = f"<b>{escape(row['model'])}</b>: lowest mode {lowest} THz at q = ({escape(row['worst_q'])})"
         if not pd.isna(row["sigma_pooled"]):
             text += f"; σ {row['sigma_pooled']:.3f} ({escape(_two_digits(row['sigma_sites']))})"
         lines.append(text)

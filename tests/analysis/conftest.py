@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -306,3 +307,15 @@ def stable_crystal() -> Springs:
 def unstable_crystal() -> Springs:
     """The same with repulsive transverse springs: imaginary modes."""
     return springs(elpasolite(("Cs", "Na", "Bi", "Cl")), transverse_eV_A2=-0.08)
+
+
+@pytest.fixture(scope="session")
+def make_elpasolite() -> Callable[..., Structure]:
+    """The function that builds an elpasolite's primitive cell."""
+    return elpasolite
+
+
+@pytest.fixture(scope="session")
+def make_dynamics() -> Callable[..., TaskResult]:
+    """The function that makes up a segment of a trajectory."""
+    return dynamics_result

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.compare import compare, summary_markdown, write_comparison
+from analysis.reference import find_reference, from_model, read_reference
+from driver.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+def metrics(**changes) -> pd.DataFrame:
+    """A metrics table of eight compounds and two models, as far as a comparison looks at it."""
+    formulas = ["Cs2AgBiBr6", "Cs2NaInCl6", "K2NaAlF6", "Cs3BiBr6", "CsAuCl3", "Rb2NaTmCl6", "Cs2TlBiI6", "K2RbSbF6"]
+    sigmas = [0.34, 0.37, 0.40, 0.5, 1.3, 0.35, 0.27, 0.9]
+    rows = [
+        {
+            "material": formula,
+            "model": model,
+            "formula": formula,
+            "prototype": "elpasolite",
+            "sigma_pooled": factor * sigma,
+            "sigma_pooled_error": 0.01,
+            "run_valid": True,
+            "run_problems": "",
+            "failure": "",
+            "space_group_initial": 225,
+        }
+        for model, factor in (("one", 1.0), ("two", 1.1))
+        for formula, sigma in zip(formulas, sigmas, strict=True)
+    ]
+    table = pd.DataFrame(rows).astype({"run_valid": "boolean", "space_group_initial": "Int64"})
+    for name, (row, value) in changes.items():
+        table.loc[row, name] = value
+    return table
+
+
+@pytest.fixture
+def reference_file(tmp_path) -> Path:
+    path = tmp_path / "dft.csv"
+    path.write_text(
+        "formula,sigma_300K,extra\nCs2AgBiBr6,0.336,x\nIn1Na1Cs2Cl6,0.372,\nF6AlK2Na,0.381,\nBiCs3Br6,0.52,\n"
+        "Cs2Au2Cl6,1.4,\nRb2NaTmCl6,0.354,\nTlCs2BiI6,0.267,\nK2RbSbF6,0.893,\nCs2AgAuCl6,,\n"
+    )
+    return path
+
+
+def test_formulas_match_in_any_order_of_elements(reference_file):
+    reference = read_reference(reference_file)
+    assert len(reference.sigma) == 8
+    one, two = compare(metrics(), reference, 300.0, resamples=20)
+    assert len(one.pairs) == 8
+    by_formula = one.pairs.set_index("formula")["sigma_reference"]
+    assert by_formula["Cs2NaInCl6"] == 0.372
+    assert by_formula["K2NaAlF6"] == 0.381
+    assert by_formula["Cs3BiBr6"] == 0.52
+    assert by_formula["CsAuCl3"] == 1.4
+    assert one.confusion.unstable_found == 1
+    assert two.scores["bias"].value > one.scores["bias"].value
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sigma_pooled": (0, None), "failure": (0, "dynamics: TaskError: exploded")}, "exploded"),
+        ({"run_valid": (0, False), "run_problems": (0, "mean temperature 450 K")}, "450 K"),
+        ({"space_group_initial": (0, 87)}, "space group 87"),
+        ({"formula": (0, "Cs2AgSbBr6")}, "not in dft.csv"),
+    ],
+)
+def test_what_cannot_be_compared_is_left_out_with_a_reason(reference_file, changes, reason):
+    one, _ = compare(metrics(**changes), read_reference(reference_file), 300.0, resamples=20)
+    assert len(one.pairs) == 7
+    assert reason in one.excluded["Cs2AgBiBr6"]
+
+
+def test_two_materials_of_one_composition(reference_file):
+    table = metrics(formula=(1, "Cs2AgBiBr6"), prototype=(0, ""))
+    one, _ = compare(table, read_reference(reference_file), 300.0, resamples=20)
+    assert "Cs2NaInCl6" in set(one.pairs["material"])
+    assert "same composition as Cs2NaInCl6" in one.excluded["Cs2AgBiBr6"]
+
+
+def test_another_model_as_reference():
+    table = metrics(run_valid=(8, False))
+    reference = find_reference("two", table)
+    (one,) = compare(table, reference, 450.0, resamples=20)
+    assert one.model == "one"
+    assert len(one.pairs) == 7
+    assert one.scores["Pearson"].value == pytest.approx(1.0)
+    assert "another model" in from_model(table, "one").caveats[0]
+
+
+def test_other_temperatures_are_refused(reference_file):
+    with pytest.raises(UsageError, match="600 K"):
+        compare(metrics(), read_reference(reference_file), 600.0)
+
+
+def test_nothing_in_common_says_so(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("formula,sigma_300K\nRb2AgInF6,0.5\n")
+    with pytest.raises(UsageError, match=r"no compound .* not in other.csv"):
+        compare(metrics(), read_reference(path), 300.0, resamples=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("compound,sigma\nCs2AgBiBr6,0.3\n", "no column formula and sigma_300K"),
+        ("formula,sigma_300K\nCs2AgBiBr6,high\n", "line 2: sigma_300K 'high' is not a number"),
+        ("formula,sigma_300K\nCs2AgBiBr6,-1\n", "0 or more"),
+        ("formula,sigma_300K\nBlub2,0.3\n", "line 2: 'Blub2' is not a chemical formula"),
+        ("formula,sigma_300K\nCs2AgBiBr6,0.3\nBiAgCs2Br6,0.4\n", "line 3: Cs2AgBiBr6 is there already, on line 2"),
+        ("formula,sigma_300K\n", "no compound"),
+        ("", "no column"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path, text, message):
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_reference(path)
+
+
+def test_unknown_reference(tmp_path):
+    with pytest.raises(UsageError, match=r"neither a file nor a model .*one, two"):
+        find_reference(str(tmp_path / "none.csv"), metrics())
+
+
+def test_files(reference_file, tmp_path):
+    reference = read_reference(reference_file)
+    comparisons = compare(metrics(space_group_initial=(0, 87)), reference, 300.0, resamples=20)
+    files = {path.name for path in write_comparison(comparisons, reference, tmp_path / "out")}
+    assert files == {
+        *(f"pairs_{model}.csv" for model in ("one", "two")),
+        *(f"parity_{model}.{kind}" for model in ("one", "two") for kind in ("svg", "png")),
+        "summary.json",
+        "summary.md",
+    }
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["models"]["one"]["compounds"] == 7
+    assert summary["models"]["one"]["scores"]["MAE"]["value"] > 0
+    assert "Cs2AgBiBr6" in summary["models"]["one"]["excluded"]
+    assert len(pd.read_csv(tmp_path / "out" / "pairs_two.csv")) == 8
+    text = summary_markdown(comparisons, reference)
+    assert "spin polarisation" in text
+    assert "space group 87" in text
+
+
+def dft_table() -> Path:
+    folder = os.environ.get("LATDYN_REFERENCE_DATA")
+    return (Path(folder) if folder else ROOT.parent / "shared" / "data") / "dft_sigma_300K.csv"
+
+
+@pytest.mark.skipif(not dft_table().is_file(), reason="LATDYN_REFERENCE_DATA has no dft_sigma_300K.csv")
+def test_the_public_dft_table_is_read_whole():
+    reference = read_reference(dft_table())
+    values = pd.Series(reference.sigma)
+    assert len(values) == 1813
+    assert values.median() == pytest.approx(0.438, abs=0.001)
+    assert (values >= 1).mean() == pytest.approx(0.120, abs=0.001)
+    assert reference.sigma["Cs2AgBiBr6"] == pytest.approx(0.336, abs=0.001)

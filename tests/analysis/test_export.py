@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import ase.io
+import h5py
+import numpy as np
+import phonopy
+import pytest
+
+from analysis.export import export
+from analysis.harmonic import build_phonopy, commensurate_modes
+from driver.archive.h5md import read_trajectory
+from driver.archive.reader import open_archive
+from driver.errors import UsageError
+
+PAIR = ("Cs2NaInCl6", "model-a")
+
+
+def test_phonopy_reads_what_is_written(toy_archive, stable_crystal, tmp_path, monkeypatch):
+    files = export(toy_archive, *PAIR, "phonopy", tmp_path / "out")
+    assert [path.name for path in files] == ["phonopy_params.yaml", "FORCE_CONSTANTS"]
+    monkeypatch.chdir(tmp_path / "out")
+    phonon = phonopy.load("phonopy_params.yaml", force_constants_filename="FORCE_CONSTANTS", log_level=0)
+    expected = commensurate_modes(build_phonopy(stable_crystal.constants))
+    np.testing.assert_allclose(phonon.run_qpoints(expected.qpoints).frequencies, expected.frequencies_THz, atol=1e-4)
+    refitted = phonopy.load("phonopy_params.yaml", force_constants_filename=None, log_level=0)
+    np.testing.assert_allclose(
+        refitted.run_qpoints(expected.qpoints[1:]).frequencies, expected.frequencies_THz[1:], atol=1e-3
+    )
+
+
+def test_h5md_is_valid_and_whole(toy_archive, tmp_path):
+    (path,) = export(toy_archive, *PAIR, "h5md", tmp_path / "run.h5")
+    with open_archive(toy_archive) as view:
+        expected = read_trajectory(view, *PAIR, 1)
+    with h5py.File(path) as file:
+        assert tuple(file["h5md"].attrs["version"]) == (1, 1)
+        assert file["h5md/author"].attrs["name"] == "Latdyn"
+        assert file["h5md/creator"].attrs["name"] == "Latdyn"
+        assert set(file) == {"h5md", "particles", "observables"}
+        group = file["particles/replica_1"]
+        assert group["box"].attrs["dimension"] == 3
+        assert len(group["box"].attrs["boundary"]) == 3
+        np.testing.assert_array_equal(group["position/value"], expected.positions_A)
+        for element in ("position", "velocity", "force"):
+            assert group[f"{element}/value"].shape == (200, 80, 3)
+            assert group[f"{element}/step"].shape == (200,)
+        assert group["velocity/time"] == group["position/time"], "one dataset of times, linked"
+        assert file["observables/replica_1/potential_energy/value"].shape == (200,)
+
+
+def test_h5md_of_one_replica_is_called_all(builder, stable_crystal, tmp_path):
+    builder.add_models("m")
+    builder.add_material("Cs2AgBiBr6", stable_crystal.constants.unitcell)
+    builder.add_all("Cs2AgBiBr6", "m", stable_crystal, segments=1)
+    export(builder.path, "Cs2AgBiBr6", "m", "h5md", tmp_path / "run.h5")
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert list(file["particles"]) == ["all"]
+        assert set(file["observables"]) == {"potential_energy", "kinetic_energy"}
+
+
+def test_extxyz_frames(toy_archive, stable_crystal, tmp_path):
+    (path,) = export(toy_archive, *PAIR, "extxyz", tmp_path / "run.extxyz")
+    frames = ase.io.read(path, ":")
+    with open_archive(toy_archive) as view:
+        expected = read_trajectory(view, *PAIR, 0)
+    assert len(frames) == 400
+    frame = frames[3]
+    assert frame.info["time_fs"] == expected.time_fs[3]
+    np.testing.assert_allclose(frame.positions, expected.positions_A[3], atol=1e-7)
+    np.testing.assert_allclose(frame.get_forces(), expected.forces_eV_A[3], atol=1e-7)
+    assert frame.get_potential_energy() == pytest.approx(expected.potential_energy_eV[3])
+    assert frame.get_kinetic_energy() == pytest.approx(expected.kinetic_energy_eV[3], rel=1e-5)
+    assert np.mean([f.get_temperature() for f in frames]) == pytest.approx(300.0, rel=0.03)
+
+
+@pytest.mark.parametrize("suffix", ["traj", "json", "db", "extxyz"])
+def test_relaxed_structure(toy_archive, stable_crystal, tmp_path, suffix):
+    (path,) = export(toy_archive, *PAIR, "ase", tmp_path / f"relaxed.{suffix}")
+    atoms = ase.io.read(path)
+    np.testing.assert_allclose(atoms.positions, stable_crystal.constants.unitcell.positions, atol=1e-7)
+    assert atoms.get_potential_energy() == -31.0
+    np.testing.assert_allclose(atoms.get_stress(), [1e-6, 1e-6, 1e-6, 0, 0, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("material", "model", "to", "message"),
+    [
+        ("Nope", "model-a", "ase", "no material 'Nope'.*Cs2AgBiBr6"),
+        ("Cs2AgBiBr6", "nope", "ase", "no model 'nope'.*model-a, model-b"),
+        ("Rb2AgInCl6", "model-a", "phonopy", "stage displace.*not done"),
+        ("Cs2AgBiBr6", "model-a", "pdf", "no format 'pdf'"),
+    ],
+)
+def test_wrong_requests(toy_archive, tmp_path, material, model, to, message):
+    with pytest.raises(UsageError, match=message):
+        export(toy_archive, material, model, to, tmp_path / "x")
+
+
+def test_unknown_suffix(toy_archive, tmp_path):
+    with pytest.raises(UsageError, match="ASE knows no format"):
+        export(toy_archive, *PAIR, "ase", tmp_path / "relaxed.blub")
