@@ -12,7 +12,6 @@ from ase import Atoms
 from ase.constraints import FixSymmetry
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
-from ase.spacegroup.symmetrize import refine_symmetry
 
 from driver.archive.records import Array, Scalar, Structure, TaskFailure, TaskKey, TaskResult
 from driver.engine.calculator import BatchCalculator
@@ -36,7 +35,7 @@ def relax(
 ) -> Iterator[TaskResult | TaskFailure]:
     """Relax structures one after the other.
 
-    Converged means that no force on an atom and, where the cell is relaxed too, no component of the virial per atom
+    Converged means that no force on an atom and, where the cell is relaxed too, no row of the virial per atom
     exceeds `fmax_eV_A` (the generalised forces of `ase.filters.FrechetCellFilter`).
 
     Parameters
@@ -71,9 +70,8 @@ def _minimize(atoms: Atoms, settings: RelaxSettings) -> int:
     """Relax `atoms` in place; return the number of steps taken."""
     with_cell = settings.mode == "cell_and_positions"
     if settings.keep_symmetry:
-        # A structure file with four decimals has its symmetry only within a tolerance: impose it first, else
-        # the displacements, which look for symmetry more closely, would find it broken.
-        refine_symmetry(atoms, symprec=settings.symprec_A)
+        # This first makes the structure symmetric to the last digit: one from a file with four decimals is so only
+        # within a tolerance, and the displacements, which look more closely, would find its symmetry broken.
         atoms.set_constraint(FixSymmetry(atoms, symprec=settings.symprec_A, adjust_cell=with_cell))
     volume = atoms.get_volume()
 
@@ -86,12 +84,14 @@ def _minimize(atoms: Atoms, settings: RelaxSettings) -> int:
         if not np.isfinite(atoms.get_forces(apply_constraint=False)).all():
             raise TaskError(f"forces are not finite after {optimizer.nsteps} steps of the relaxation")
 
-    optimizer = OPTIMIZERS[settings.optimizer](FrechetCellFilter(atoms) if with_cell else atoms, logfile=None)
+    target = FrechetCellFilter(atoms) if with_cell else atoms
+    optimizer = OPTIMIZERS[settings.optimizer](target, logfile=None)
     optimizer.attach(watch)
     if not optimizer.run(fmax=settings.fmax_eV_A, steps=settings.max_steps):
-        residual = np.linalg.norm(atoms.get_forces(), axis=1).max()
+        residual = np.linalg.norm(target.get_forces(), axis=1).max()
+        what = "force or virial per atom" if with_cell else "force"
         raise TaskError(
-            f"not relaxed after {settings.max_steps} steps: the largest force is {residual:.2e} eV/A, wanted "
+            f"not relaxed after {settings.max_steps} steps: the largest {what} is {residual:.2e} eV/A, wanted "
             f"{settings.fmax_eV_A:.0e} (raise relax.max_steps or relax.fmax_eV_A)"
         )
     return int(optimizer.nsteps)

@@ -82,6 +82,15 @@ def test_frequencies_are_those_of_phonopy_with_an_ase_calculator(make, tmp_path)
         np.testing.assert_allclose(rebuilt.get_frequencies(q), reference.get_frequencies(q), atol=1e-6)
 
 
+def test_forces_for_phonopy_have_neither_residual_nor_drift(tmp_path):
+    result = displaced(wurtzite())
+    (tmp_path / "phonopy_params.yaml").write_text(result.arrays["d0.0100/phonopy_yaml"].value)
+    loaded = phonopy.load(tmp_path / "phonopy_params.yaml", log_level=0)
+    expected = result.arrays["d0.0100/forces"].value - result.arrays["residual_forces"].value
+    np.testing.assert_allclose(loaded.forces, expected - expected.mean(axis=1, keepdims=True), atol=1e-9)
+    assert np.abs(loaded.forces - result.arrays["d0.0100/forces"].value).max() > 1e-3
+
+
 def test_arrays_have_the_shapes_of_the_contract_and_phonopys_order():
     structure = wurtzite()
     result = displaced(structure)

@@ -162,8 +162,9 @@ def test_nve_segments_join_without_a_seam():
 
 def test_batch_mates_change_nothing():
     alone = result_of([task()])
-    mates = [task("A", argon(5.4)), task(), task("B", from_ase(bulk("ArNe", "zincblende", a=6.0)))]
-    together = next(r for r in run(mates, replace(SETTINGS, replicas=1)) if r.key.material == "Ar")
+    mates = [task("A", argon(5.4)), task(), task("B", from_ase(bulk("ArNe", "rocksalt", a=7.3)))]
+    before, together, after = run(mates)
+    assert isinstance(before, TaskResult) and isinstance(after, TaskResult)
     for quantity in ("position", "velocity", "force"):
         path = f"particles/all/{quantity}/value"
         np.testing.assert_allclose(values(together, path), values(alone, path), rtol=0, atol=1e-10)
