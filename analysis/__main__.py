@@ -12,10 +12,11 @@ from rich.console import Console
 from analysis.compare import compare, write_comparison
 from analysis.export import FORMATS, export
 from analysis.reduce import Reduction, reduce_archive
-from analysis.reference import find_reference
+from analysis.reference import from_model, reference_file
 from analysis.report import write_report
 from analysis.settings import AnalysisSettings
 from analysis.tables import comparison_table, metrics_table
+from driver.archive.reader import open_archive
 from driver.archive.records import ArchiveError
 from driver.errors import LatdynError
 
@@ -132,8 +133,10 @@ def _metrics(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    with open_archive(options.archive) as view:
+        reference = reference_file(options.reference, list(view.models()))
     reduction = _reduced(options)
-    reference = find_reference(options.reference, reduction.table)
+    reference = reference or from_model(reduction.table, options.reference)
     comparisons = compare(reduction.table, reference, reduction.campaign.temperature_K)
     write_comparison(comparisons, reference, options.output)
     console = _console()

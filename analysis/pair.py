@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from phonopy import Phonopy
 
 from analysis.anharmonic import (
     ForceMoments,
@@ -47,13 +49,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Phonons:
-    """Harmonic results of one material and model; `thermal` where stable, `bands` and `dos` where asked for."""
+    """Harmonic results of one material and model; `thermal` where stable, `dos` where asked for."""
 
     commensurate: Modes
     mesh: Modes
     label: Label
     thermal: ThermalProperties | None
-    bands: Bands | None
     dos: DensityOfStates | None
 
 
@@ -83,6 +84,7 @@ class PairResult:
     model: str
     sites: Sites | None = None
     phonons: Phonons | None = None
+    bands: Bands | None = None
     anharmonicity: Anharmonicity | None = None
     problems: tuple[str, ...] = field(default=())
 
@@ -116,29 +118,35 @@ def reduce_pair(
             problems.append(f"{what}: {error}")
             return None
 
-    found_sites = phonons = anharmonicity = None
+    @functools.cache
+    def built(distance_A: float | None) -> tuple[ForceConstants, Phonopy]:
+        constants = force_constants(view, material, model, distance_A)
+        return constants, build_phonopy(constants, campaign.displace_symprec_A)
+
+    found = phonons = lines = anharmonicity = None
     if "relax" in done:
-        found_sites = attempt("symmetry", lambda: sites(view.relaxed(material, model), settings.symprec_A))
+        found = attempt("symmetry", lambda: sites(view.relaxed(material, model), settings.symprec_A))
     if "displace" in done:
-        phonons = attempt("phonons", lambda: _phonons(view, material, model, campaign, settings, details))
-    if "displace" in done and "dynamics" in done and found_sites is not None:
-        names = found_sites
+        phonons = attempt("phonons", lambda: _phonons(built(campaign.bands_distance_A)[1], settings, details))
+    if phonons and details:
+        lines = attempt("bands", lambda: bands(built(campaign.bands_distance_A)[1]))
+    if found and {"displace", "dynamics"} <= done:
+        names = found.names
         anharmonicity = attempt(
-            "sigma", lambda: _anharmonicity(view, material, model, names, campaign, settings, details)
+            "sigma",
+            lambda: _anharmonicity(
+                *built(campaign.sigma_distance_A),
+                trajectories(view, material, model),
+                names,
+                campaign,
+                settings,
+                details,
+            ),
         )
-    return PairResult(material, model, found_sites, phonons, anharmonicity, tuple(problems))
+    return PairResult(material, model, found, phonons, lines, anharmonicity, tuple(problems))
 
 
-def _phonons(
-    view: ArchiveView,
-    material: str,
-    model: str,
-    campaign: CampaignSettings,
-    settings: AnalysisSettings,
-    details: bool,
-) -> Phonons:
-    constants = force_constants(view, material, model, campaign.bands_distance_A)
-    phonon = build_phonopy(constants, campaign.displace_symprec_A)
+def _phonons(phonon: Phonopy, settings: AnalysisSettings, details: bool) -> Phonons:
     commensurate = commensurate_modes(phonon)
     mesh = mesh_modes(phonon, settings.mesh_length_A)
     label = harmonic_label(commensurate, mesh, settings.tolerance_THz)
@@ -148,41 +156,31 @@ def _phonons(
         label=label,
         thermal=thermal_properties(phonon, settings.thermal_temperature_K) if label.stable else None,
         dos=density_of_states(phonon) if details else None,
-        bands=bands(phonon) if details else None,
     )
 
 
 def _anharmonicity(
-    view: ArchiveView,
-    material: str,
-    model: str,
-    found: Sites,
+    constants: ForceConstants,
+    phonon: Phonopy,
+    replicas: Sequence[Trajectory],
+    unit_sites: Sequence[str],
     campaign: CampaignSettings,
     settings: AnalysisSettings,
     details: bool,
 ) -> Anharmonicity:
     if campaign.equilibration_ps is None or campaign.temperature_K is None:
         raise InputError("the archive's configuration names no equilibration or temperature of the dynamics")
-    constants = force_constants(view, material, model, campaign.sigma_distance_A)
-    phonon = build_phonopy(constants, campaign.displace_symprec_A)
+    names = [unit_sites[phonon.supercell.u2u_map[atom]] for atom in phonon.supercell.s2u_map]
     matrix = full_force_constants(phonon)
-    unit_atoms = [phonon.supercell.u2u_map[atom] for atom in phonon.supercell.s2u_map]
-    names = [found.names[atom] for atom in unit_atoms]
-    production = [
-        kept
-        for trajectory in trajectories(view, material, model)
-        if len((kept := _after(trajectory, 1000.0 * campaign.equilibration_ps)).time_fs)
-    ]
+    production = [_after(trajectory, 1000.0 * campaign.equilibration_ps) for trajectory in replicas]
+    production = [frames for frames in production if len(frames.time_fs)]
     moments = [_moments(frames, constants, matrix, names) for frames in production]
     runs = [_run_record(frames, constants.masses_u, names, campaign.ensemble) for frames in production]
     validity = judge(runs, campaign.temperature_K, campaign.ensemble, settings.validity)
     measured = sigma(moments) if moments else None
-    running = (
-        [(run.time_fs / 1000.0, running_sigma(part)) for run, part in zip(runs, moments, strict=True)]
-        if details
-        else []
-    )
-    return Anharmonicity(measured, validity, anharmonic_label(measured, validity, campaign.temperature_K), running)
+    running = [(run.time_fs / 1000.0, running_sigma(part)) for run, part in zip(runs, moments, strict=True)]
+    label = anharmonic_label(measured, validity, campaign.temperature_K)
+    return Anharmonicity(measured, validity, label, running if details else [])
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ class _Frames:
 
 
 def _after(trajectory: Trajectory, equilibration_fs: float) -> _Frames:
-    """Drop the frames up to and including the end of equilibration (half a femtosecond of slack for rounding)."""
+    """Drop the frames up to and including the end of equilibration (with a slack for rounding)."""
     time = np.asarray(trajectory.time_fs, dtype=np.float64)
     kept = time > equilibration_fs + 1e-3
     return _Frames(

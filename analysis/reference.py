@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,17 +60,16 @@ class Reference:
         return CAVEATS if self.by_formula else MODEL_CAVEATS
 
 
-def find_reference(given: str, table: pd.DataFrame) -> Reference:
-    """Return the reference that `--reference` names: a model of the archive, else a file.
+def reference_file(given: str, models: Sequence[str]) -> Reference | None:
+    """Return the reference that `--reference` names if that is a file, None if it is one of the archive's models.
 
     Raises
     ------
     UsageError
         If it is neither, or the file is not a table of sigma.
     """
-    models = list(dict.fromkeys(table["model"]))
     if given in models:
-        return from_model(table, given)
+        return None
     if not Path(given).is_file():
         raise UsageError(f"reference {given!r} is neither a file nor a model of this archive ({', '.join(models)})")
     return read_reference(Path(given))

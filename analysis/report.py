@@ -120,8 +120,8 @@ def _cards(reduction: Reduction, figures: _Figures) -> tuple[list[Card], list[st
     cards: list[Card] = []
     omitted: list[str] = []
     for material in materials:
-        found = {model: reduction.results[material, model].phonons for model in models}
-        curves = [(model, p.bands, p.dos) for model, p in found.items() if p is not None and p.bands is not None]
+        found = [(model, reduction.results[material, model]) for model in models]
+        curves = [(model, r.bands, r.phonons.dos if r.phonons else None) for model, r in found if r.bands is not None]
         if not curves:
             continue
         if len(cards) >= MAX_BAND_FIGURES:

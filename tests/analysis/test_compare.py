@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.compare import compare, summary_markdown, write_comparison
-from analysis.reference import find_reference, from_model, read_reference
+from analysis.reference import from_model, read_reference, reference_file
 from driver.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def metrics(**changes) -> pd.DataFrame:
 
 
 @pytest.fixture
-def reference_file(tmp_path) -> Path:
+def dft_file(tmp_path) -> Path:
     path = tmp_path / "dft.csv"
     path.write_text(
         "formula,sigma_300K,extra\nCs2AgBiBr6,0.336,x\nIn1Na1Cs2Cl6,0.372,\nF6AlK2Na,0.381,\nBiCs3Br6,0.52,\n"
@@ -50,8 +50,8 @@ def reference_file(tmp_path) -> Path:
     return path
 
 
-def test_formulas_match_in_any_order_of_elements(reference_file):
-    reference = read_reference(reference_file)
+def test_formulas_match_in_any_order_of_elements(dft_file):
+    reference = read_reference(dft_file)
     assert len(reference.sigma) == 8
     one, two = compare(metrics(), reference, 300.0, resamples=20)
     assert len(one.pairs) == 8
@@ -73,22 +73,23 @@ def test_formulas_match_in_any_order_of_elements(reference_file):
         ({"formula": (0, "Cs2AgSbBr6")}, "not in dft.csv"),
     ],
 )
-def test_what_cannot_be_compared_is_left_out_with_a_reason(reference_file, changes, reason):
-    one, _ = compare(metrics(**changes), read_reference(reference_file), 300.0, resamples=20)
+def test_what_cannot_be_compared_is_left_out_with_a_reason(dft_file, changes, reason):
+    one, _ = compare(metrics(**changes), read_reference(dft_file), 300.0, resamples=20)
     assert len(one.pairs) == 7
     assert reason in one.excluded["Cs2AgBiBr6"]
 
 
-def test_two_materials_of_one_composition(reference_file):
+def test_two_materials_of_one_composition(dft_file):
     table = metrics(formula=(1, "Cs2AgBiBr6"), prototype=(0, ""))
-    one, _ = compare(table, read_reference(reference_file), 300.0, resamples=20)
+    one, _ = compare(table, read_reference(dft_file), 300.0, resamples=20)
     assert "Cs2NaInCl6" in set(one.pairs["material"])
     assert "same composition as Cs2NaInCl6" in one.excluded["Cs2AgBiBr6"]
 
 
 def test_another_model_as_reference():
     table = metrics(run_valid=(8, False))
-    reference = find_reference("two", table)
+    assert reference_file("two", ["one", "two"]) is None
+    reference = from_model(table, "two")
     (one,) = compare(table, reference, 450.0, resamples=20)
     assert one.model == "one"
     assert len(one.pairs) == 7
@@ -96,9 +97,9 @@ def test_another_model_as_reference():
     assert "another model" in from_model(table, "one").caveats[0]
 
 
-def test_other_temperatures_are_refused(reference_file):
+def test_other_temperatures_are_refused(dft_file):
     with pytest.raises(UsageError, match="600 K"):
-        compare(metrics(), read_reference(reference_file), 600.0)
+        compare(metrics(), read_reference(dft_file), 600.0)
 
 
 def test_nothing_in_common_says_so(tmp_path):
@@ -129,11 +130,11 @@ def test_bad_tables_are_named(tmp_path, text, message):
 
 def test_unknown_reference(tmp_path):
     with pytest.raises(UsageError, match=r"neither a file nor a model .*one, two"):
-        find_reference(str(tmp_path / "none.csv"), metrics())
+        reference_file(str(tmp_path / "none.csv"), ["one", "two"])
 
 
-def test_files(reference_file, tmp_path):
-    reference = read_reference(reference_file)
+def test_files(dft_file, tmp_path):
+    reference = read_reference(dft_file)
     comparisons = compare(metrics(space_group_initial=(0, 87)), reference, 300.0, resamples=20)
     files = {path.name for path in write_comparison(comparisons, reference, tmp_path / "out")}
     assert files == {

@@ -78,10 +78,14 @@ for arguments in (
 """
 
 
-def test_every_command_without_what_runs_campaigns(toy_archive, tmp_path):
+def test_every_command_without_what_runs_campaigns(builder, stable_crystal, tmp_path):
     """No torch, mace, mpi4py or hydra on the machine: as on a laptop with the bare install."""
+    builder.add_models("model-a", "model-b")
+    builder.add_material("Cs2AgBiBr6", stable_crystal.constants.unitcell)
+    for model in ("model-a", "model-b"):
+        builder.add_all("Cs2AgBiBr6", model, stable_crystal, segments=2, quartic=60.0)
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, str(toy_archive), str(tmp_path)],
+        [sys.executable, "-c", BLOCKED, str(builder.path), str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
