@@ -60,6 +60,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         command = _add(commands, name, function, text, epilog=_explanation() if explain else None)
         command.add_argument("--config-dir", type=Path, metavar="DIR", help="folder with presets of your own")
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that differ from the defaults")
+        if name == "plan":
+            command.add_argument("--archive", action="store_true", help="print only the path of the campaign's archive")
     command = _add(commands, "status", _status, "how far a campaign is")
     command.add_argument("archive", type=Path)
     command.add_argument("--watch", action="store_true", help="show it again and again, until interrupted")
@@ -101,8 +103,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from driver.config import compose
     from driver.plan import print_plan
 
+    if options.archive:
+        print(compose(options.overrides, options.config_dir).settings.archive)
+        return 0
     return print_plan(options.overrides, options.config_dir)
 
 

@@ -58,7 +58,7 @@ class Campaign:
     @property
     def archive(self) -> Path:
         """The campaign's archive."""
-        return self.configuration.settings.folder / "archive.h5"
+        return self.configuration.settings.archive
 
     @property
     def model_records(self) -> tuple[ModelRecord, ...]:

@@ -259,6 +259,11 @@ class Settings:
         """Where the campaign lives."""
         return Path(self.runs) / self.name
 
+    @property
+    def archive(self) -> Path:
+        """The campaign's archive."""
+        return self.folder / "archive.h5"
+
 
 def physics_of(settings: Any, prefix: str = "") -> dict[str, str]:
     """Flatten the settings that results depend on.

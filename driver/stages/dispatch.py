@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import threadpoolctl
 import torch
 
 from driver.archive.records import TaskFailure, TaskResult
@@ -48,6 +49,8 @@ class EngineRunner:
     """
 
     def __init__(self, device: str, threads: int, settings: Settings) -> None:
+        # BLAS too: its threads fight torch's for the cores, and its small matrices gain nothing from them.
+        self._blas = threadpoolctl.threadpool_limits(1, user_api="blas")
         self._engine = Engine(device, threads)
         self._settings = settings
 
