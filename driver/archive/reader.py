@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import h5py
 import numpy as np
 import numpy.typing as npt
+from h5py import h5d, h5g, h5o
 
 from driver.archive.datasets import read_structure, read_value
 from driver.archive.records import (
@@ -109,9 +110,9 @@ class ArchiveView:
         return Header(
             campaign=str(group.attrs["campaign"]),
             seed=int(group.attrs["seed"]),
-            config_yaml=str(read_value(group["config_yaml"])),
-            physics=json.loads(str(read_value(group["physics"]))),
-            versions=json.loads(str(read_value(group["versions"]))),
+            config_yaml=str(read_value(group["config_yaml"].id)),
+            physics=json.loads(str(read_value(group["physics"].id))),
+            versions=json.loads(str(read_value(group["versions"].id))),
             format_version=str(self._source.h5.attrs["format_version"]),
             created=str(group.attrs["created"]),
         )
@@ -125,12 +126,12 @@ class ArchiveView:
     def materials(self) -> dict[str, MaterialRecord]:
         """All materials by key, in the order in which they were added."""
         columns = self._columns("materials")
-        folder = self._source.h5["materials"]
+        folder = self._source.h5["materials"].id
         return {
             key: MaterialRecord(
                 key=key,
                 formula=columns["formula"][row],
-                structure=read_structure(folder[key]["structure"]),
+                structure=read_structure(h5g.open(folder, f"{key}/structure".encode())),
                 source=columns["source"][row],
                 prototype=columns["prototype"][row],
                 descriptors=json.loads(columns["descriptors"][row]),
@@ -223,9 +224,13 @@ class ArchiveView:
             If there is none of that name; the message says which part is missing.
         """
         group = self._group(material, model, stage)
-        if path not in group:
-            raise ArchiveError(f"{material} / {model} / {stage} has no dataset {path!r} in {self.path}")
-        return read_value(group[path]) if rows is None else np.asarray(group[path][rows])
+        try:
+            dataset = h5d.open(group, path.encode())
+        except (KeyError, ValueError) as error:
+            if path.encode() in group and h5o.get_info(group, path.encode()).type == h5o.TYPE_DATASET:
+                raise
+            raise ArchiveError(f"{material} / {model} / {stage} has no dataset {path!r} in {self.path}") from error
+        return read_value(dataset, rows)
 
     def read_array(
         self, material: str, model: str, stage: str, path: str, rows: slice | None = None
@@ -252,7 +257,7 @@ class ArchiveView:
         ArchiveError
             If the stage has stored nothing.
         """
-        return self._group(material, model, stage)
+        return h5py.Group(self._group(material, model, stage))
 
     @_consistent
     def structure(self, material: str) -> Structure:
@@ -260,18 +265,21 @@ class ArchiveView:
         path = f"materials/{material}/structure"
         if path not in self._source.h5:
             raise ArchiveError(f"{self.path} has no material {material!r}")
-        return read_structure(self._source.h5[path])
+        return read_structure(self._source.h5[path].id)
 
     @_consistent
     def relaxed(self, material: str, model: str) -> Structure:
         """Return a material's structure as relaxed by a model."""
         return read_structure(self._group(material, model, "relax"))
 
-    def _group(self, material: str, model: str, stage: str) -> h5py.Group:
+    def _group(self, material: str, model: str, stage: str) -> h5g.GroupID:
         path = group_path(material, model, stage)
-        if path not in self._source.h5:
-            raise ArchiveError(f"{material} / {model} / {stage} is not done in {self.path}")
-        return self._source.h5[path]
+        try:
+            return h5g.open(self._source.h5.id, path.encode())
+        except (KeyError, ValueError) as error:
+            if path in self._source.h5:
+                raise
+            raise ArchiveError(f"{material} / {model} / {stage} is not done in {self.path}") from error
 
     def _keys(self, table: str) -> list[str]:
         return [key.decode() for key in self._source.h5[f"tables/{table}"].fields("key")[()]]

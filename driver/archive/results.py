@@ -8,8 +8,17 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from h5py import h5g
 
-from driver.archive.datasets import SEGMENT_ROWS, canonical_paths, read_value, write_array, write_attributes
+from driver.archive.datasets import (
+    canonical_paths,
+    link,
+    open_group,
+    read_value,
+    segment_slice,
+    write_array,
+    write_attributes,
+)
 from driver.archive.records import STAGES, ArchiveError, Array, TaskResult
 from driver.archive.rows import scalar_row
 from driver.archive.schema import data_checksum, group_path, safe_path, scalar_bytes
@@ -49,25 +58,25 @@ def write_result(h5: h5py.File, result: TaskResult, row: npt.NDArray[Any]) -> st
     path = group_path(key.material, key.model, key.stage)
     if key.segment == 0 and path in h5:
         del h5[path]
-    group = h5.require_group(path)
+    group = open_group(h5, path)
     for name, array in result.arrays.items():
         write_array(group, name, array, key.segment)
     if key.segment == 0:
         for name, target in result.links.items():
-            parent, _, leaf = name.rpartition("/")
-            (group.require_group(parent) if parent else group)[leaf] = group[target]
+            link(group, name, target)
         write_attributes(group, result.attributes)
     return data_checksum(scalar_bytes(row, key.stage), _given_arrays(result))
 
 
-def stored_arrays(group: h5py.Group, segment: int) -> Iterator[tuple[str, npt.NDArray[Any] | str]]:
+def stored_arrays(group: h5g.GroupID, segment: int) -> Iterator[tuple[str, npt.NDArray[Any] | str]]:
     """Yield what a task has stored, path by path, as it enters the checksum.
 
     The first segment answers for the datasets that do not grow; every segment for its own rows.
     """
     for path, dataset in canonical_paths(group):
-        if segment == 0 or SEGMENT_ROWS in dataset.attrs:
-            yield path, read_value(dataset, segment)
+        rows = segment_slice(dataset, segment)
+        if segment == 0 or rows is not None:
+            yield path, read_value(dataset, rows)
 
 
 def _given_arrays(result: TaskResult) -> Iterator[tuple[str, npt.NDArray[Any] | str]]:

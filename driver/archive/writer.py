@@ -15,7 +15,7 @@ from types import TracebackType
 import h5py
 import numpy as np
 
-from driver.archive.datasets import append_rows, create_dataset, create_table, write_structure
+from driver.archive.datasets import append_rows, create_dataset, create_table, open_group, table_length, write_structure
 from driver.archive.journal import JournaledFile, journal_path
 from driver.archive.lock import WriterLock
 from driver.archive.reader import ArchiveView
@@ -154,8 +154,8 @@ class ArchiveWriter:
         if new:
             with self._transaction():
                 for record in new.values():
-                    write_structure(self.h5.create_group(f"materials/{record.key}/structure"), record.structure)
-                append_rows(self.h5["tables/materials"], rows)
+                    write_structure(open_group(self.h5, f"materials/{record.key}/structure"), record.structure)
+                append_rows(self.h5, "materials", rows)
             self._load_index()
         return len(new)
 
@@ -165,9 +165,8 @@ class ArchiveWriter:
             return
         rows = to_rows("refused", [(r.key, r.source, r.message) for r in refused])
         with self._transaction():
-            table = self.h5["tables/refused"]
-            table.resize((0,))
-            append_rows(table, rows)
+            self.h5["tables/refused"].resize((0,))
+            append_rows(self.h5, "refused", rows)
 
     def add_models(self, models: Sequence[ModelRecord]) -> int:
         """Add models that are not there yet; return how many.
@@ -193,7 +192,7 @@ class ArchiveWriter:
         rows = to_rows("models", [model_row(record) for record in new.values()])
         if new:
             with self._transaction():
-                append_rows(self.h5["tables/models"], rows)
+                append_rows(self.h5, "models", rows)
             self._load_index()
         return len(new)
 
@@ -231,7 +230,7 @@ class ArchiveWriter:
         if keys:
             rows = [requeued_row(key, *self._indices(key)) for key in keys]
             with self._transaction():
-                append_rows(self.h5["tables/tasks"], to_rows("tasks", rows))
+                append_rows(self.h5, "tasks", to_rows("tasks", rows))
             self._states.update(dict.fromkeys(keys, TaskState("failed", 0)))
         return keys
 
@@ -241,7 +240,7 @@ class ArchiveWriter:
             with self._transaction():
                 group = self.h5["header"]
                 del group["config_yaml"]
-                create_dataset(group, "config_yaml", config_yaml)
+                create_dataset(group.id, "config_yaml", config_yaml)
                 group.attrs["checksum"] = header_checksum(self.view.header)
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -266,7 +265,7 @@ class ArchiveWriter:
             raise ArchiveError(f"{key}: {error.args[0]} is not in {self.path}; add it first") from error
 
     def _store(self, attempts: Sequence[Attempt]) -> None:
-        tasks, first = [], len(self.h5["tables/tasks"])
+        tasks, first = [], table_length(self.h5, "tasks")
         others: dict[str, list[tuple[object, ...]]] = {}
         for number, attempt in enumerate(attempts, start=first):
             key, outcome = attempt.key, attempt.outcome
@@ -278,9 +277,9 @@ class ArchiveWriter:
             else:
                 others.setdefault("failures", []).append(failure_row(attempt, outcome, number, *indices))
             tasks.append(task_row(attempt, checksum, *indices))
-        append_rows(self.h5["tables/tasks"], to_rows("tasks", tasks))
+        append_rows(self.h5, "tasks", to_rows("tasks", tasks))
         for table, rows in others.items():
-            append_rows(self.h5[f"tables/{table}"], to_rows(table, rows))
+            append_rows(self.h5, table, to_rows(table, rows))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -386,11 +385,11 @@ def _empty_archive(header: Header) -> bytes:
         group.attrs["seed"] = np.int64(header.seed)
         group.attrs["created"] = header.created
         group.attrs["checksum"] = header_checksum(header)
-        create_dataset(group, "config_yaml", header.config_yaml)
-        create_dataset(group, "physics", json.dumps(dict(header.physics), indent=1))
-        create_dataset(group, "versions", json.dumps(dict(header.versions), indent=1))
-        for name, dtype in TABLES.items():
-            create_table(h5.require_group("tables"), name, dtype)
+        create_dataset(group.id, "config_yaml", header.config_yaml)
+        create_dataset(group.id, "physics", json.dumps(dict(header.physics), indent=1))
+        create_dataset(group.id, "versions", json.dumps(dict(header.versions), indent=1))
+        for name in TABLES:
+            create_table(h5.require_group("tables"), name)
         h5.create_group("materials")
     return image.getvalue()
 

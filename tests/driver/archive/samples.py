@@ -199,7 +199,7 @@ def assert_result_stored(view: ArchiveView, result: TaskResult, columns: dict[st
         if array.append:
             stored = stored[key.segment * len(array.value) : (key.segment + 1) * len(array.value)]
         assert stored.dtype == array.value.dtype
-        np.testing.assert_array_equal(stored, array.value)
+        assert np.array_equal(stored, array.value)
 
 
 def kill(writer: ArchiveWriter) -> None:
