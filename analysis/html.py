@@ -20,6 +20,11 @@ def label(value: Any, reason: str = "") -> str:
     return f'<span class="label {text}"{title}>{text}</span>'
 
 
+def counted_label(text: str, count: int) -> str:
+    """Return a coloured label with the number of crystals that bear it."""
+    return f'<span class="label {text}">{count} {text}</span>'
+
+
 def number_cell(value: Any, digits: int, error: Any = None) -> str:
     """Return a right-aligned table cell that sorts by its value, with the error in softer type."""
     if value is None or pd.isna(value):

@@ -175,7 +175,7 @@ def _anharmonicity(
     production = [_after(trajectory, 1000.0 * campaign.equilibration_ps) for trajectory in replicas]
     production = [frames for frames in production if len(frames.time_fs)]
     moments = [_moments(frames, constants, matrix, names) for frames in production]
-    runs = [_run_record(frames, constants.masses_u, names, campaign.ensemble) for frames in production]
+    runs = [_run_record(frames, constants.masses_u, names) for frames in production]
     validity = judge(runs, campaign.temperature_K, campaign.ensemble, settings.validity)
     measured = sigma(moments) if moments else None
     running = [(run.time_fs / 1000.0, running_sigma(part)) for run, part in zip(runs, moments, strict=True)]
@@ -213,7 +213,6 @@ def _moments(frames: _Frames, constants: ForceConstants, matrix: Floats, names: 
     return force_moments(frames.forces_eV_A, harmonic_forces(u, matrix), names)
 
 
-def _run_record(frames: _Frames, masses_u: Floats, names: list[str], ensemble: str) -> RunRecord:
-    removed = 3 if ensemble == "nve" else 0
-    temperature, by_site = kinetic_temperatures(frames.velocities_A_fs, masses_u, names, removed)
+def _run_record(frames: _Frames, masses_u: Floats, names: list[str]) -> RunRecord:
+    temperature, by_site = kinetic_temperatures(frames.velocities_A_fs, masses_u, names)
     return RunRecord(frames.time_fs, temperature, by_site, frames.energy_eV / len(masses_u))

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from analysis import sections
 from analysis.html import inline_figure
 from analysis.plots import bands_figure, labels_figure, running_figure, save_figure, sigma_figure, svg
+from analysis.record import CampaignRecord
 from analysis.reduce import Reduction
-from analysis.sections import CampaignRecord, Card
+from analysis.sections import Card
 from analysis.tables import lowest_frequency
 from driver.archive.reader import open_archive
 
@@ -88,15 +89,15 @@ def _overview_figures(reduction: Reduction, figures: _Figures) -> list[str]:
     with_minimum = table.assign(min_frequency_THz=[lowest_frequency(row) for row in table.to_dict("records")])
     shown = [
         figures.add(
-            sigma_figure(table),
-            "sigma_distribution",
-            "Distribution of σ over materials. Dashed: σ = 1, where the harmonic model explains nothing.",
-        ),
-        figures.add(
             labels_figure(with_minimum),
             "labels",
             "Both labels at once. Left of the upright line a mode is imaginary; above the level line σ ≥ 1. "
             "Materials at the lower left are harmonically unstable, yet anharmonically stable.",
+        ),
+        figures.add(
+            sigma_figure(table),
+            "sigma_distribution",
+            "Distribution of σ over materials. Dashed: σ = 1, where the harmonic model explains nothing.",
         ),
     ]
     running = [

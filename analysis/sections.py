@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.html import (
+    counted_label,
     definitions,
     duration,
     folded,
@@ -23,56 +24,11 @@ from analysis.html import (
     text_cell,
     tile,
 )
+from analysis.record import CampaignRecord
 from analysis.reduce import Reduction
 from analysis.settings import REDUCED_STAGES
-from analysis.tables import lowest_frequency, remark
-from driver.archive.reader import ArchiveView, FailureRow
-from driver.archive.records import Header, ModelRecord
-
-
-@dataclass(frozen=True)
-class CampaignRecord:
-    """What the report says of a campaign that is no metric.
-
-    Attributes
-    ----------
-    header : Header
-    models : dict of ModelRecord
-    failures : list of FailureRow
-    stage_seconds : dict
-        Stage -> (committed tasks, seconds of workers' time, failed attempts included).
-    devices : dict
-        Device -> seconds.
-    first_s, last_s : float
-        Seconds since 1970 of the first task's beginning and the last commit; nan without tasks.
-    """
-
-    header: Header
-    models: Mapping[str, ModelRecord]
-    failures: Sequence[FailureRow]
-    stage_seconds: Mapping[str, tuple[int, float]]
-    devices: Mapping[str, float]
-    first_s: float
-    last_s: float
-
-    @classmethod
-    def read(cls, view: ArchiveView) -> CampaignRecord:
-        """Read it from an archive's header and tables."""
-        tasks = view.table("tasks")
-        ran = np.isin(tasks["status"].astype(str), ["done", "failed", "quarantined"])
-        done, seconds = tasks["status"] == "done", tasks["seconds"]
-        stages = {
-            stage: (int((done & chosen).sum()), float(seconds[ran & chosen].sum()))
-            for stage in dict.fromkeys(tasks["stage"])
-            for chosen in [tasks["stage"] == stage]
-        }
-        devices: dict[str, float] = defaultdict(float)
-        for host, device, spent in zip(tasks["host"][ran], tasks["device"][ran], seconds[ran], strict=True):
-            devices[f"{device} on {host}"] += float(spent)
-        finished = tasks["finished_s"][ran]
-        first = float((finished - seconds[ran]).min()) if ran.any() else float("nan")
-        last = float(finished.max()) if ran.any() else float("nan")
-        return cls(view.header, view.models(), view.failures(), stages, devices, first, last)
+from analysis.tables import LABEL_STYLES, label_text, lowest_frequency, remark
+from driver.archive.reader import FailureRow
 
 
 @dataclass(frozen=True)
@@ -129,32 +85,33 @@ def summary(record: CampaignRecord, reduction: Reduction) -> str:
 
 
 def _verdicts(metrics: pd.DataFrame) -> str:
-    """Count, for each model, both labels against each other: they answer different questions."""
+    """Count both labels for each model, and where they disagree: they answer different questions."""
     rows = []
     for model, group in metrics.groupby("model", sort=False):
         harmonic, anharmonic = group["harmonically_stable"], group["anharmonically_stable"]
-        both = [
-            int(((harmonic == one) & (anharmonic == other)).sum()) for one in (True, False) for other in (True, False)
-        ]
-        undecided = len(group) - sum(both)
-        sigma = group["sigma_pooled"].median()
-        cells = [f'<td class="number" data-value="{count}">{count}</td>' for count in [*both, undecided]]
-        rows.append([text_cell(model, "key"), *cells, number_cell(sigma, 3)])
+        yet = int((~harmonic & anharmonic).fillna(False).sum())
+        rows.append(
+            [
+                text_cell(model, "key"),
+                f"<td>{_counts(harmonic)}</td>",
+                f"<td>{_counts(anharmonic)}</td>",
+                number_cell(yet, 0),
+                number_cell(group["sigma_pooled"].median(), 3),
+            ]
+        )
     headings = [
         "<th>model</th>",
-        *(
-            number_heading(text)
-            for text in (
-                "stable by both",
-                "harmonic only",
-                "anharmonic only",
-                "unstable by both",
-                "undecided",
-                "median σ",
-            )
-        ),
+        "<th>harmonic</th>",
+        "<th>anharmonic</th>",
+        number_heading("harmonically unstable, yet σ < 1"),
+        number_heading("median σ"),
     ]
     return table(headings, rows)
+
+
+def _counts(labels: pd.Series) -> str:
+    verdicts = Counter(label_text(value) for value in labels)
+    return " ".join(counted_label(text, verdicts[text]) for text in LABEL_STYLES if verdicts[text])
 
 
 def stability(reduction: Reduction) -> str:
@@ -210,8 +167,10 @@ def _stability_row(row: Mapping[Any, Any]) -> list[str]:
 
 
 def anharmonicity(figures: Sequence[str]) -> str:
-    """Figures of sigma over all materials."""
-    content = "\n".join(figures) or '<p class="note">No trajectory has been reduced yet.</p>'
+    """Figures of sigma over all materials: the first on the right, the others in a column on the left."""
+    content = '<p class="note">No trajectory has been reduced yet.</p>'
+    if figures:
+        content = f'<div class="stack">{"".join(figures[1:])}</div>{figures[0]}'
     return f'<section id="anharmonicity"><h2>Anharmonicity</h2>\n<div class="columns wide">{content}</div></section>'
 
 
@@ -225,7 +184,7 @@ def phonons(cards: Sequence[Card], omitted: Sequence[str]) -> str:
             f'<p class="note">Not shown, to keep this page quick: {_plural(len(omitted), "further material")} '
             f"({escape(names)}). <code>python -m analysis export … --to phonopy</code> writes what phonopy plots.</p>"
         )
-    content = f'<div class="columns">{shown}</div>' if cards else '<p class="note">No force constants yet.</p>'
+    content = f'<div class="columns cards">{shown}</div>' if cards else '<p class="note">No force constants yet.</p>'
     return (
         '<section id="phonons"><h2>Phonons</h2>\n'
         "<p>Harmonic bands and densities of states at the relaxed geometry, without "
@@ -248,8 +207,10 @@ def card_caption(rows: Sequence[Mapping[Any, Any]]) -> str:
     for row in rows:
         if pd.isna(row["min_frequency_mesh_THz"]):
             continue
-        lowest = f"{lowest_frequency(row):.2f}".replace("-", "−")
-        text = f"<b>{escape(row['model'])}</b>: lowest mode {lowest} THz at q = ({escape(row['worst_q'])})"
+        minimum = lowest_frequency(row)
+        where = f"at q = ({escape(row['worst_q'])})" if minimum < 0.0 else "on the supercell's q points"
+        lowest = f"{minimum:.2f}".replace("-", "−")
+        text = f"<b>{escape(row['model'])}</b>: lowest mode {lowest} THz {where}"
         if not pd.isna(row["sigma_pooled"]):
             text += f"; σ {row['sigma_pooled']:.3f} ({escape(_two_digits(row['sigma_sites']))})"
         lines.append(text)

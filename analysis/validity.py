@@ -88,26 +88,26 @@ class Validity:
 
 
 def kinetic_temperatures(
-    velocities_A_fs: Floats, masses_u: Floats, sites: Sequence[str], removed: int
+    velocities_A_fs: Floats, masses_u: Floats, sites: Sequence[str]
 ) -> tuple[Floats, dict[str, Floats]]:
     """Return the temperature of all atoms, and of those of each site, in K, frame by frame.
+
+    The total momentum is zero, in every ensemble, so atom i of mass m_i has 3 (1 - m_i / M) degrees of freedom, M the
+    mass of all: 3N - 3 altogether.
 
     Parameters
     ----------
     velocities_A_fs : (T, N, 3) float
     masses_u : (N,) float
     sites : sequence of str, length N
-    removed : int
-        Degrees of freedom that do not move: 3 where the total momentum is fixed at zero (nve), else 0. Sites bear
-        them in proportion to their atoms.
     """
     velocities = np.asarray(velocities_A_fs, dtype=np.float64)
     kinetic = 0.5 * EV_PER_U_A2_FS2 * masses_u * (velocities**2).sum(axis=2)
-    degrees = 3.0 - removed / len(masses_u)
+    degrees = 3.0 * (1.0 - masses_u / masses_u.sum())
     names = np.asarray(sites)
 
     def temperature(atoms: npt.NDArray[np.bool_]) -> Floats:
-        return np.asarray(2.0 * kinetic[:, atoms].sum(axis=1) / (degrees * atoms.sum() * units.kB))
+        return np.asarray(2.0 * kinetic[:, atoms].sum(axis=1) / (degrees[atoms].sum() * units.kB))
 
     by_site = {name: temperature(names == name) for name in dict.fromkeys(sites)}
     return temperature(np.ones(len(names), dtype=bool)), by_site

@@ -191,6 +191,7 @@ def _frames(key: TaskKey, crystal: Springs, quartic: float, temperature_K: float
     forces = -(u.reshape(100, -1) @ crystal.matrix.T).reshape(u.shape) - quartic * u**3
     speed = np.sqrt(units.kB * temperature_K / (masses * EV_PER_U_A2_FS2))[:, None]
     velocities = speed * np.random.default_rng(seed + 77).standard_normal(u.shape)
+    velocities -= np.einsum("tni,n->ti", velocities, masses / masses.sum())[:, None]
     step = 500 * key.segment + 5 * np.arange(1, 101)
     return Trajectory(
         numbers=supercell.numbers,
