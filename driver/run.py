@@ -6,9 +6,12 @@ others learn what to do in one broadcast.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 import logging
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,7 +250,9 @@ def _work(world: World, launch: Launch) -> None:
 
 def _worker(world: World, launch: Launch, port: InProcessTransport | MPIWorker, interrupts: Interrupts) -> Worker:
     # Imported here: only workers need torch, and it takes seconds and hundreds of megabytes.
-    from driver.stages.dispatch import EngineRunner, default_capacity_atoms, visible_gpus
+    warnings.filterwarnings("ignore", module=r"e3nn|torch|mace|ast")  # for their developers, not for users
+    with contextlib.redirect_stdout(io.StringIO()):  # and what they print on being imported
+        from driver.stages.dispatch import EngineRunner, default_capacity_atoms, visible_gpus
 
     execution = launch.settings.execution
     device = assign_device(execution.device, world.local_worker, world.local_workers, visible_gpus())
