@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from analysis.harmonic import Bands, DensityOfStates
@@ -23,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-COLOURS = ("#2f6db3", "#d9742b", "#2e8b6f", "#8a5fb0", "#b8475a", "#7a7a2e", "#3b9cc4", "#8c6d4f")
+COLOURS = ("#3d82cc", "#d9742b", "#2e8b6f", "#8a5fb0", "#b8475a", "#7a7a2e", "#3b9cc4", "#8c6d4f")
 """One for each model, in the archive's order; readable on white and on dark grounds, also for colour-blind readers."""
 
 IMAGINARY = "#c8324a"
@@ -76,7 +75,7 @@ def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
 def svg(figure: Figure) -> str:
     """Return a figure as an SVG element that can stand within HTML (without XML prologue; texts stay texts)."""
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ from driver.errors import UsageError
 
 PAIRS_PER_CHUNK = 8
 """Handed to a process at once: enough that passing them costs nothing, few enough that the ends meet."""
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+"""What numpy's libraries and phonopy take their numbers of threads from."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,21 @@ def _in_parallel(job: _Job, pairs: Sequence[Pair], processes: int) -> dict[tuple
     chunks = [pairs[start : start + PAIRS_PER_CHUNK] for start in range(0, len(pairs), PAIRS_PER_CHUNK)]
     # Spawned, not forked: neither an open archive nor a library's threads survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
+    with _one_thread_each(), ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
         parts = pool.map(_reduce_chunk, [job] * len(chunks), chunks)
         return {(result.material, result.model): result for part in parts for result in part}
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let processes that start meanwhile use one thread each, unless the user has set another number."""
+    added = [name for name in THREAD_VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _reduce_chunk(job: _Job, pairs: Sequence[Pair]) -> list[PairResult]:

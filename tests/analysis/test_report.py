@@ -101,6 +101,7 @@ def test_bands_keep_gaps_where_the_path_jumps(stable_crystal):
     text = inline_figure(svg(figure), "x")
     assert 'id="x-figure_1"' in text
     assert "currentColor" in text
+    assert "#ffffff" not in text, "the ground is the page's, light or dark"
 
 
 def test_parity_figure_has_a_colour_for_each_halide():
