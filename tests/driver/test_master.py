@@ -1,0 +1,175 @@
+"""Master and worker in one process on a real archive, with made-up numerics."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from toy_runner import ToyRunner
+
+from driver.archive.reader import open_archive
+from driver.archive.records import TaskKey
+from driver.archive.verify import verify
+from driver.archive.writer import ArchiveWriter
+from driver.errors import TaskError, UsageError
+from driver.interrupts import Interrupts
+from driver.master import Master, Summary
+from driver.models import ModelFile
+from driver.scheduler import Scheduler, TaskSpec
+from driver.transport import InProcessTransport
+from driver.worker import Worker, WorkerIdentity
+from tests.driver.archive.samples import HEADER, material, model
+
+MATERIALS = ("A", "B", "C")
+
+
+def specs(segments: int = 3, materials: tuple[str, ...] = MATERIALS) -> list[TaskSpec]:
+    tasks = []
+    for name in materials:
+        relax = TaskKey(name, "m", "relax")
+        tasks += [TaskSpec(relax, 4, 4.0), TaskSpec(TaskKey(name, "m", "displace"), 8, 8.0, (relax,))]
+        before = relax
+        for segment in range(segments):
+            key = TaskKey(name, "m", "dynamics", segment)
+            tasks.append(TaskSpec(key, 8, 80.0, (before,)))
+            before = key
+    return tasks
+
+
+class Silent:
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[TaskKey, bool]] = []
+
+    def update(self, counts, remaining_cost, workers) -> None:
+        """Ignore."""
+
+    def failure(self, key: TaskKey, message: str, *, quarantined: bool) -> None:
+        """Keep."""
+        self.failures.append((key, quarantined))
+
+
+def run(
+    path: Path, runner: ToyRunner, *, tasks=None, capacity: int = 1000, attempts: int = 3
+) -> tuple[Summary, Silent]:
+    """Run a campaign to its end or to a signal, resuming what is there."""
+    if path.exists():
+        writer = ArchiveWriter.open(path)
+    else:
+        writer = ArchiveWriter.create(path, HEADER)
+        writer.add_materials([material(name) for name in MATERIALS])
+        writer.add_models([model("m")])
+    progress = Silent()
+    with writer, Interrupts() as interrupts:
+        transport = InProcessTransport()
+        models = {"m": ModelFile("m", Path("m.model"), "0")}
+        identity = WorkerIdentity(0, "host", "cpu", capacity)
+        transport.attach(Worker(identity, models, runner, transport.pending, interrupts, grace_s=0.05))
+        scheduler = Scheduler(tasks or specs(), writer.view.task_states(), max_attempts=attempts)
+        master = Master(scheduler, transport, writer, interrupts, progress, grace_s=0.05)
+        return master.run(), progress
+
+
+def test_a_campaign_is_done_and_a_second_run_finds_nothing_to_do(tmp_path):
+    archive = tmp_path / "archive.h5"
+    summary, _ = run(archive, ToyRunner())
+    assert (summary.counts.done, summary.counts.left, summary.interrupted_by) == (15, 0, "")
+    assert verify(archive) == []
+    again = ToyRunner()
+    run(archive, again)
+    assert again.leases == []
+
+
+def test_a_longer_trajectory_is_only_more_tasks(tmp_path):
+    archive = tmp_path / "archive.h5"
+    run(archive, ToyRunner())
+    again = ToyRunner()
+    run(archive, again, tasks=specs(segments=5))
+    assert sorted(key for lease in again.leases for key in lease) == sorted(
+        TaskKey(name, "m", "dynamics", segment) for name in MATERIALS for segment in (3, 4)
+    )
+
+
+def test_a_transient_failure_is_tried_again(tmp_path):
+    bad = TaskKey("B", "m", "dynamics", 1)
+    summary, progress = run(tmp_path / "a.h5", ToyRunner(fail={bad: RuntimeError("hiccup")}, once=True))
+    assert summary.counts.done == 15
+    assert progress.failures == [(bad, False)]
+    with open_archive(tmp_path / "a.h5") as view:
+        assert [(row.key, row.attempt, row.message) for row in view.failures()] == [(bad, 1, "hiccup")]
+        assert view.task_states()[bad].attempts == 2
+
+
+def test_a_task_is_quarantined_after_max_attempts_and_only_its_dependents_wait(tmp_path):
+    bad = TaskKey("B", "m", "dynamics", 1)
+    summary, progress = run(tmp_path / "a.h5", ToyRunner(fail={bad: RuntimeError("hiccup")}))
+    assert progress.failures == [(bad, False), (bad, False), (bad, True)]
+    assert (summary.counts.done, summary.counts.quarantined, summary.counts.blocked) == (13, 1, 1)
+    again = ToyRunner()
+    run(tmp_path / "a.h5", again)
+    assert again.leases == []
+
+
+def test_a_permanent_failure_is_not_tried_again(tmp_path):
+    bad = TaskKey("B", "m", "relax")
+    summary, progress = run(tmp_path / "a.h5", ToyRunner(fail={bad: TaskError("no such element")}))
+    assert progress.failures == [(bad, True)]
+    assert (summary.counts.done, summary.counts.blocked) == (10, 4)
+
+
+def test_attempts_are_counted_across_runs(tmp_path):
+    bad = TaskKey("B", "m", "relax")
+    run(tmp_path / "a.h5", ToyRunner(fail={bad: RuntimeError("x")}), tasks=specs(1), attempts=2)
+    with ArchiveWriter.open(tmp_path / "a.h5") as writer:
+        assert writer.requeue_quarantined() == [bad]
+    summary, _ = run(tmp_path / "a.h5", ToyRunner(), tasks=specs(1), attempts=2)
+    assert summary.counts.left == 0 and summary.counts.quarantined == 0
+
+
+def test_one_poisonous_task_costs_the_others_nothing(tmp_path):
+    bad = TaskKey("C", "m", "relax")
+    runner = ToyRunner(poison={bad: ValueError("segfault in disguise")})
+    summary, _ = run(tmp_path / "a.h5", runner, attempts=2)
+    assert (summary.counts.done, summary.counts.quarantined, summary.counts.blocked) == (10, 1, 4)
+    with open_archive(tmp_path / "a.h5") as view:
+        rows = view.failures()
+    assert {row.key for row in rows} == {bad} and "segfault in disguise" in rows[-1].traceback
+
+
+def test_out_of_memory_halves_the_batch_until_it_fits(tmp_path):
+    runner = ToyRunner(most_tasks=1)
+    summary, progress = run(tmp_path / "a.h5", runner)
+    assert summary.counts.done == 15 and progress.failures == []
+    assert {len(lease) for lease in runner.leases[-6:]} == {1}
+
+
+def test_a_worker_that_cannot_use_a_model_ends_the_run_with_its_reason(tmp_path):
+    with pytest.raises(UsageError, match="is no MACE model"):
+        run(tmp_path / "a.h5", ToyRunner(bad_model="demo.model is no MACE model"))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_drains_and_the_same_call_finishes(tmp_path, name):
+    archive = tmp_path / "archive.h5"
+    timer = threading.Timer(0.15, os.kill, (os.getpid(), signal.Signals[name]))
+    timer.start()
+    summary, _ = run(archive, ToyRunner(seconds=0.03), capacity=8)
+    timer.join()
+    assert summary.interrupted_by == name
+    assert 0 < summary.counts.done < 15 and verify(archive) == []
+    with open_archive(archive) as view:
+        assert sum(state.status == "done" for state in view.task_states().values()) == summary.counts.done
+    summary, _ = run(archive, ToyRunner())
+    assert (summary.counts.done, summary.interrupted_by) == (15, "")
+
+
+def test_a_running_task_is_left_when_the_grace_is_over(tmp_path):
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    summary, progress = run(tmp_path / "a.h5", ToyRunner(seconds=30.0))
+    timer.join()
+    assert summary.seconds < 5 and summary.counts.done == 0 and progress.failures == []
