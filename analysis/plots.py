@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from ase.formula import Formula
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,6 +29,12 @@ COLOURS = ("#3d82cc", "#d9742b", "#2e8b6f", "#8a5fb0", "#b8475a", "#7a7a2e", "#3
 IMAGINARY = "#c8324a"
 NEUTRAL = "#59636f"
 """Of axes and texts."""
+
+ANIONS = ("F", "Cl", "Br", "I", "other")
+"""By which compounds are coloured, each always the same."""
+
+MANY_POINTS = 200
+"""More points than these are drawn small."""
 
 IMAGINARY_THZ = -0.02
 """Below this, the ground is tinted: less is rounding of the acoustic branches near Gamma."""
@@ -104,17 +111,21 @@ def parity_figure(pairs: pd.DataFrame, title: str) -> Figure:
     axes.axhline(SIGMA_UNSTABLE, color=IMAGINARY, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.axvline(SIGMA_UNSTABLE, color=IMAGINARY, linewidth=0.8, linestyle=(0, (4, 3)))
     anions = pairs["formula"].map(_anion)
-    for colour, anion in zip(COLOURS, sorted(anions.unique()), strict=False):
+    size = 4.0 if len(pairs) <= MANY_POINTS else 2.5
+    for colour, anion in zip(COLOURS, ANIONS, strict=False):
         group = pairs[anions == anion]
+        if group.empty:
+            continue
         axes.errorbar(
             group["sigma_reference"],
             group["sigma_model"],
             yerr=group["sigma_model_error"].fillna(0.0),
             fmt="o",
-            markersize=4,
+            markersize=size,
+            markeredgewidth=0,
             color=colour,
             elinewidth=0.7,
-            alpha=0.85,
+            alpha=0.8,
             label=anion,
         )
     axes.set(xlim=(0, top), ylim=(0, top), xlabel="σ(300 K), reference", ylabel="σ(300 K), model", aspect="equal")
@@ -124,13 +135,8 @@ def parity_figure(pairs: pd.DataFrame, title: str) -> Figure:
 
 
 def _anion(formula: str) -> str:
-    return next((element for element in ("Cl", "Br", "F", "I") if element in _elements(formula)), "other")
-
-
-def _elements(formula: str) -> set[str]:
-    from ase.formula import Formula
-
-    return set(Formula(formula).count())
+    elements = Formula(formula).count()
+    return next((element for element in ANIONS if element in elements), "other")
 
 
 @_styled

@@ -12,7 +12,7 @@ from analysis.reduce import reduce_archive
 from analysis.settings import AnalysisSettings, campaign_settings
 from driver.archive.h5md import read_trajectory
 from driver.archive.reader import open_archive
-from driver.archive.records import ArchiveError, Header, TaskFailure, TaskKey
+from driver.archive.records import ArchiveError, Header, Structure, TaskFailure, TaskKey
 from driver.errors import UsageError
 
 COARSE = AnalysisSettings(mesh_length_A=30.0)
@@ -146,6 +146,16 @@ def test_partial_archives(builder, stable_crystal):
     table = reduce_archive(builder.path, COARSE).table.set_index("material")
     assert table.loc["Cs2NaInCl6", "relax_status"] == "failed"
     assert "out of luck" in table.loc["Cs2NaInCl6", "failure"]
+
+
+def test_material_that_could_not_be_read(builder):
+    """It has no atoms; all that is known of it is why."""
+    builder.add_models("m")
+    builder.add_material("broken", Structure(np.zeros(0, int), np.zeros((0, 3)), np.eye(3)), "", "broken.cif")
+    builder.fail("broken", "m", "relax", "broken.cif is not a structure that ASE reads")
+    row = reduce_archive(builder.path, COARSE).table.iloc[0]
+    assert "not a structure that ASE reads" in row["failure"]
+    assert pd.isna(row["harmonically_stable"])
 
 
 def test_missing_displacement_set_is_named_not_guessed(toy_archive):

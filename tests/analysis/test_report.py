@@ -114,7 +114,7 @@ def test_parity_figure_has_a_colour_for_each_halide():
         }
     )
     labels = parity_figure(pairs, "title").axes[0].get_legend_handles_labels()[1]
-    assert labels == ["Br", "Cl", "F", "I"]
+    assert labels == ["F", "Cl", "Br", "I"]
 
 
 def test_small_pieces():
