@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from driver.archive.reader import ArchiveView, FailureRow
-from driver.archive.records import Header, ModelRecord
+from driver.archive.records import Header, ModelRecord, RefusedMaterial
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class CampaignRecord:
     header : Header
     models : dict of ModelRecord
     failures : list of FailureRow
+    refused : list of RefusedMaterial
     stage_seconds : dict
         Stage -> (committed tasks, seconds of workers' time, failed attempts included).
     devices : dict
@@ -32,6 +33,7 @@ class CampaignRecord:
     header: Header
     models: Mapping[str, ModelRecord]
     failures: Sequence[FailureRow]
+    refused: Sequence[RefusedMaterial]
     stage_seconds: Mapping[str, tuple[int, float]]
     devices: Mapping[str, float]
     first_s: float
@@ -54,4 +56,4 @@ class CampaignRecord:
         finished = tasks["finished_s"][ran]
         first = float((finished - seconds[ran]).min()) if ran.any() else float("nan")
         last = float(finished.max()) if ran.any() else float("nan")
-        return cls(view.header, view.models(), view.failures(), stages, devices, first, last)
+        return cls(view.header, view.models(), view.failures(), view.refused(), stages, devices, first, last)

@@ -77,6 +77,7 @@ def summary(record: CampaignRecord, reduction: Reduction) -> str:
         tile(str(len(record.models)), "models"),
         tile(f"{finished} / {len(reduction.states)}", "finished (material × model)"),
         tile(str(failed), "failed", bad=failed > 0),
+        *([tile(str(len(record.refused)), "materials refused", bad=True)] if record.refused else []),
         tile(str(done), "tasks committed"),
         tile("–" if np.isnan(span) else duration(span), "from first task to last commit"),
         tile(duration(work), "of workers' time"),
@@ -248,6 +249,10 @@ def failures(record: CampaignRecord, reduction: Reduction) -> str:
         parts.append(
             f'<p class="note">{_plural(mended, "further failed attempt")} came before these, or was mended.</p>'
         )
+    if record.refused:
+        parts.append("<h3>Materials that could not be used</h3>")
+        lines = [[text_cell(r.key, "key"), text_cell(r.source), text_cell(r.message)] for r in record.refused]
+        parts.append(table(["material", "source", "why"], lines))
     if unreduced:
         parts.append("<h3>Results that could not be reduced</h3>")
         parts.append(table(["material", "model", "why"], [[text_cell(text) for text in line] for line in unreduced]))

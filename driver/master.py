@@ -128,7 +128,7 @@ class Master:
             self._scheduler.add_worker(worker, message.capacity_atoms)
             log.info("rank %d on %s uses %s", worker, message.host, message.device)
         elif isinstance(message, Refusal):
-            raise UsageError(message.message)
+            raise UsageError(f"rank {worker}: {message.message}")
         elif isinstance(message, Outcome):
             self._wait_for_commit(self._attempt(worker, message))
         elif isinstance(message, LeaseEnd):

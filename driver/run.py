@@ -23,7 +23,7 @@ from driver.archive.writer import ArchiveWriter
 from driver.campaign import build_tasks
 from driver.config import Configuration, compose
 from driver.devices import assign_device, assign_threads
-from driver.errors import UsageError
+from driver.errors import LatdynError, UsageError
 from driver.interrupts import Interrupts
 from driver.master import Master, Summary
 from driver.models import ModelFile, cache_folder, model_record, resolve
@@ -31,8 +31,8 @@ from driver.progress import duration, log_to, make_progress
 from driver.scheduler import Counts, Scheduler, TaskSpec
 from driver.settings import Settings, physics_of
 from driver.structures.materials import Materials, load_materials
-from driver.transport import InProcessTransport, MPIMaster, MPIWorker, World, abort_on_error, connect
-from driver.worker import Worker, WorkerIdentity
+from driver.transport import Handler, InProcessTransport, MPIMaster, MPIWorker, World, abort_on_error, connect
+from driver.worker import UnfitWorker, Worker, WorkerIdentity
 
 EXIT_DONE, EXIT_QUARANTINED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 75
 
@@ -245,7 +245,11 @@ def _work(world: World, launch: Launch) -> None:
     """Be a worker until told to stop."""
     with Interrupts(launch.settings.execution.signals) as interrupts:
         port = MPIWorker(world.comm)
-        port.serve(_worker(world, launch, port, interrupts))
+        try:
+            worker: Handler = _worker(world, launch, port, interrupts)
+        except LatdynError as error:
+            worker = UnfitWorker(str(error))
+        port.serve(worker)
 
 
 def _worker(world: World, launch: Launch, port: InProcessTransport | MPIWorker, interrupts: Interrupts) -> Worker:

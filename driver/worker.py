@@ -49,6 +49,21 @@ class WorkerIdentity:
     capacity_atoms: int
 
 
+class UnfitWorker:
+    """Stands in for a worker that could not be set up, so that the master hears why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def start(self) -> Iterator[ToMaster]:
+        """Say why there is no worker."""
+        yield Refusal(self._reason)
+
+    def handle(self, message: ToWorker) -> Iterator[ToMaster]:
+        """Do nothing."""
+        return iter(())
+
+
 class Worker:
     """Deals with the messages of the master, one at a time.
 

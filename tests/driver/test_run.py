@@ -1,0 +1,159 @@
+"""The command line of the driver, as commands that a user types; no MPI."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import ase.io
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from campaigns import SHORT, call, run_campaign
+
+from driver.archive.reader import open_archive
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory) -> tuple[Path, object]:
+    """A campaign with an unreadable structure, an element that the model lacks, and two atoms on top of each other."""
+    folder = tmp_path_factory.mktemp("troubled")
+    crystals = folder / "crystals"
+    crystals.mkdir()
+    ase.io.write(crystals / "good.cif", bulk("NaCl", "rocksalt", a=5.7))
+    ase.io.write(crystals / "strange.cif", bulk("UO", "rocksalt", a=4.9))
+    collapsed = Atoms(
+        "Na2Cl2", scaled_positions=[[0, 0, 0], [0, 0, 0.001], [0.5, 0.5, 0.5], [0.5, 0, 0]], cell=[6, 6, 6]
+    )
+    collapsed.pbc = True
+    ase.io.write(crystals / "collapsed.vasp", collapsed)
+    (crystals / "broken.cif").write_text("data_broken\n_cell_length_a ?\n")
+    overrides = [
+        "materials=structures",
+        f"materials.structures=[{crystals}]",
+        "materials.on_error=skip",
+        "supercell.matrix=[1,1,1]",
+        "name=troubled",
+    ]
+    return folder, run_campaign(folder, *SHORT, *overrides)
+
+
+def test_the_others_finish_and_the_exit_code_says_that_not_all_did(troubled):
+    folder, result = troubled
+    assert result.returncode == 1, result.stderr
+    with open_archive(folder / "troubled" / "archive.h5") as view:
+        states = view.task_states()
+        done = {key.material for key, state in states.items() if key.stage == "dynamics" and state.status == "done"}
+        given_up = {key.material for key, state in states.items() if state.status == "quarantined"}
+        assert done == {"good"}
+        assert given_up == {"strange", "collapsed"}
+        assert [refused.key for refused in view.refused()] == ["broken"]
+
+
+def test_the_report_names_the_three_and_why(troubled):
+    folder, _ = troubled
+    archive = folder / "troubled" / "archive.h5"
+    result = call(["analysis", "report", str(archive), "-o", str(folder / "report")])
+    assert result.returncode == 0, result.stderr
+    page = (folder / "report" / "index.html").read_text()
+    for name, reason in (("strange", "does not know O, U"), ("collapsed", "apart"), ("broken", "broken.cif")):
+        assert name in page and reason in page
+
+
+def test_status_shows_it_and_a_second_run_has_nothing_to_do(troubled):
+    folder, _ = troubled
+    archive = folder / "troubled" / "archive.h5"
+    result = call(["driver", "status", str(archive)])
+    assert result.returncode == 0 and "collapsed / demo / relax:" in result.stdout
+    assert "1 materials refused" in result.stdout
+    verified = call(["driver", "verify", str(archive)])
+    assert verified.returncode == 0 and "0 things wrong" in verified.stdout
+
+
+def test_verify_names_what_is_damaged(troubled, tmp_path):
+    folder, _ = troubled
+    with open_archive(folder / "troubled" / "archive.h5") as view:
+        forces = view.read("good", "demo", "displace", "d0.0100/forces")
+    data = bytearray((folder / "troubled" / "archive.h5").read_bytes())
+    place = data.find(forces.tobytes()[:64])
+    assert place > 0
+    data[place + 5] ^= 0x40
+    (tmp_path / "archive.h5").write_bytes(data)
+    result = call(["driver", "verify", str(tmp_path / "archive.h5")])
+    assert result.returncode == 1 and "good / demo / displace" in result.stdout
+
+
+def test_unusable_materials_are_refused_before_anything_runs(troubled, tmp_path):
+    folder, _ = troubled
+    result = run_campaign(
+        tmp_path, *SHORT, "materials=structures", f"materials.structures=[{folder / 'crystals'}]", "name=refused"
+    )
+    assert result.returncode == 2 and "broken.cif" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "refused").exists()
+    result = run_campaign(tmp_path, *SHORT, "materials.formulas=[Cs2AgBiBr6,NaCl]", "name=refused")
+    assert result.returncode == 2 and "NaCl" in result.stderr
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "campaign=smok"], "did you mean smoke"),
+        (["run", "campaign=smoke", "model=[mace-mpa-0]"], "python -m driver models fetch mace-mpa-0"),
+        (["run", "campaign=smoke", "model=file", "models.file.path=/nowhere.model"], "/nowhere.model does not exist"),
+        (["run", "campaign=smoke", "stages=[dynamics]"], "dynamics needs relax"),
+        (["run", "--config-dir", "/nowhere"], "--config-dir: /nowhere is not a folder"),
+        (["status", "/nowhere/archive.h5"], "/nowhere/archive.h5"),
+        (["verify", "setup.cfg"], "setup.cfg"),
+        (["models", "fetch", "mace"], "no model 'mace'"),
+        (["models", "fetch"], "name the models to fetch"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_the_remedy(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATDYN_MODELS", str(tmp_path))
+    if arguments[0] == "run":
+        arguments = [*arguments, f"runs={tmp_path}"]
+    result = call(["driver", *arguments])
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_file_that_is_no_model_ends_the_run_with_its_name(tmp_path):
+    (tmp_path / "fake.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    result = run_campaign(tmp_path, *SHORT, "model=file", f"models.file.path={tmp_path / 'fake.model'}")
+    assert result.returncode == 2
+    assert "fake.model" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_plan_counts_what_would_run(tmp_path):
+    result = call(["driver", "plan", "campaign=study", "model=[demo]", "materials.limit=10", f"runs={tmp_path}"])
+    assert result.returncode == 0, result.stderr
+    assert "10 materials x 1 models" in result.stdout and "140 tasks" in result.stdout
+    assert re.search(r"dynamics\s+120\s+120", result.stdout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_explains_overrides():
+    result = call(["driver", "run", "--help"])
+    assert result.returncode == 0
+    for word in ("GROUP=PRESET", "KEY=VALUE", "campaign=smoke", "smoke", "mace-mpa-0", "75"):
+        assert word in result.stdout
+
+
+def test_models_are_listed():
+    result = call(["driver", "models"])
+    assert result.returncode == 0 and re.search(r"demo\s+ready", result.stdout)
+    assert "mace-omat-0" in result.stdout
+
+
+def test_the_folder_of_a_campaign_holds_what_it_says(troubled):
+    folder, _ = troubled
+    names = {path.name for path in (folder / "troubled").iterdir()}
+    assert names >= {"archive.h5", "config.yaml", "driver.log"}
+    assert not any("journal" in name for name in names)
+    with open_archive(folder / "troubled" / "archive.h5") as view:
+        assert view.header.config_yaml == (folder / "troubled" / "config.yaml").read_text()
+        assert json.loads(view.header.physics["dynamics.temperature_K"]) == 300.0
+        assert {"latdyn", "torch", "mace-torch", "phonopy"} <= view.header.versions.keys()
