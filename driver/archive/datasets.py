@@ -34,7 +34,7 @@ def write_array(group: h5g.GroupID, path: str, array: Array, segment: int) -> No
         If a segment does not fit what earlier ones have written.
     """
     if array.append and segment == 0:
-        _create_growing(group, path, np.ascontiguousarray(array.value), array.units)
+        _create_growing(group, path, array)
     elif array.append:
         _append(group, path, np.ascontiguousarray(array.value), segment)
     elif segment == 0:
@@ -91,16 +91,16 @@ def frames_per_chunk(rows: int, row_bytes: int) -> int:
     return divisor if divisor * row_bytes >= SMALL_CHUNK_BYTES or divisor == largest else largest
 
 
-def _create_growing(group: h5g.GroupID, path: str, rows: npt.NDArray[Any], units: str) -> None:
+def _create_growing(group: h5g.GroupID, path: str, array: Array) -> None:
+    rows = np.ascontiguousarray(array.value)
     chunk = frames_per_chunk(len(rows), rows[0].nbytes)
     properties = h5p.create(h5p.DATASET_CREATE)
     properties.set_chunk((chunk, *rows.shape[1:]))
     space = h5s.create_simple(rows.shape, (h5s.UNLIMITED, *rows.shape[1:]))
     dataset = h5d.create(group, path.encode(), _type(rows.dtype), space, properties, _intermediate_groups())
     dataset.write(h5s.ALL, h5s.ALL, rows, _type(rows.dtype))
-    set_attribute(dataset, SEGMENT_ROWS, len(rows))
-    if units:
-        set_attribute(dataset, "units", units)
+    for name, value in dataset_attributes(array).items():
+        set_attribute(dataset, name, value)
 
 
 def _append(group: h5g.GroupID, path: str, rows: npt.NDArray[Any], segment: int) -> None:
@@ -193,22 +193,33 @@ def read_structure(group: h5g.GroupID) -> Structure:
     return Structure(numbers=numbers, positions=positions, cell=cell)
 
 
-def canonical_paths(group: h5g.GroupID) -> Iterator[tuple[str, h5d.DatasetID]]:
-    """Yield every dataset below a group once, under the first of its names, in ascending order of these."""
-    seen: set[object] = set()
-    for path, address in sorted(_dataset_paths(group, "")):
+def canonical_items(group: h5g.GroupID) -> Iterator[tuple[str, h5d.DatasetID | h5g.GroupID]]:
+    """Yield every group and dataset below a group once, under the first of its names, in ascending order of these."""
+    seen: set[int] = set()
+    for path, address in sorted(_paths(group, "")):
         if address not in seen:
             seen.add(address)
-            yield path, h5d.open(group, path.encode())
+            yield path, h5o.open(group, path.encode())
 
 
-def _dataset_paths(group: h5g.GroupID, prefix: str) -> Iterator[tuple[str, int]]:
+def _paths(group: h5g.GroupID, prefix: str) -> Iterator[tuple[str, int]]:
     for name in group:
-        about = h5o.get_info(group, name)
+        about, path = h5o.get_info(group, name), prefix + name.decode()
+        yield path, int(about.addr)
         if about.type == h5o.TYPE_GROUP:
-            yield from _dataset_paths(h5g.open(group, name), f"{prefix}{name.decode()}/")
-        else:
-            yield prefix + name.decode(), int(about.addr)
+            yield from _paths(h5g.open(group, name), f"{path}/")
+
+
+def dataset_attributes(array: Array) -> dict[str, Any]:
+    """Attributes that the dataset of an array gets, apart from those that its result asks for."""
+    units = {"units": array.units} if array.units else {}
+    return {SEGMENT_ROWS: np.int64(len(array.value)), **units} if array.append else units
+
+
+def read_attributes(item: h5d.DatasetID | h5g.GroupID) -> dict[str, npt.NDArray[Any] | str]:
+    """Return all attributes of a group or dataset."""
+    owner = h5py.Dataset(item) if isinstance(item, h5d.DatasetID) else h5py.Group(item)
+    return {name: value if isinstance(value, str) else np.asarray(value) for name, value in owner.attrs.items()}
 
 
 def _segment_rows(dataset: h5d.DatasetID) -> int:

@@ -7,6 +7,7 @@ to the journal, and syncs that. Later the pages move into the file ("checkpoint"
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable
@@ -109,8 +110,9 @@ class JournaledFile(io.RawIOBase):
 
     Notes
     -----
-    After an `OSError` while writing, `failure` holds it and the object takes no further part: what is written is
-    dropped silently, so that HDF5 can be closed, and `commit` raises. The next to open the file finds the last commit.
+    `write` and `truncate` never raise: HDF5 crashes when it goes on after an error while it was writing. After an
+    `OSError`, `failure` holds it, everything that is written is dropped, and `commit` raises. The next to open the file
+    finds the last commit.
     """
 
     def __init__(self, path: Path, *, storage: Storage | None = None, checkpoint_bytes: int = CHECKPOINT_BYTES) -> None:
@@ -166,18 +168,20 @@ class JournaledFile(io.RawIOBase):
         return count
 
     def write(self, data: ReadableBuffer) -> int:
-        """Write at the current position; not durable before `commit`."""
+        """Write at the current position; not durable before `commit`, which also raises what goes wrong here."""
         view = memoryview(data).cast("B")
         start, self._position = self._position, self._position + len(view)
         if not self._dropping and len(view):
-            self._guarded(lambda: self._write(view, start))
+            with contextlib.suppress(OSError):
+                self._guarded(lambda: self._write(view, start))
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Cut or extend the file; an extension reads as zeros."""
+        """Cut or extend the file; an extension reads as zeros. `commit` raises what goes wrong here."""
         size = self._position if size is None else size
         if not self._dropping:
-            self._guarded(lambda: self._resize(size))
+            with contextlib.suppress(OSError):
+                self._guarded(lambda: self._resize(size))
         return size
 
     def flush(self) -> None:

@@ -89,7 +89,8 @@ class WriterLock:
         if self._descriptor < 0:
             return
         with contextlib.suppress(OSError):
-            if os.getpid() == self._holder.pid and _read(self._storage, self._descriptor) == self._holder:
+            ours = self._still_named(self._descriptor) and _read(self._storage, self._descriptor) == self._holder
+            if ours and os.getpid() == self._holder.pid:
                 self._storage.remove(self.path)
         self._storage.close(self._descriptor)
         self._descriptor = -1

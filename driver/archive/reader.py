@@ -27,7 +27,7 @@ from driver.archive.records import (
     TaskKey,
     TaskState,
 )
-from driver.archive.results import stored_arrays
+from driver.archive.results import stored_items
 from driver.archive.schema import ROW_CHECKSUM, STATUS, TABLES, data_checksum, group_path, header_checksum
 from driver.archive.snapshot import StaleSnapshotError
 from driver.archive.sources import TRIES, SnapshotSource, Source, clear_errors
@@ -170,7 +170,7 @@ class ArchiveView:
     @_consistent
     def checksum(self, key: TaskKey, scalars: bytes) -> str:
         """Recompute the checksum of what a task has stored; `scalars` as in `schema.data_checksum`."""
-        return data_checksum(scalars, stored_arrays(self._group(key.material, key.model, key.stage), key.segment))
+        return data_checksum(scalars, stored_items(self._group(key.material, key.model, key.stage), key.segment))
 
     @_consistent
     def refused(self) -> list[RefusedMaterial]:

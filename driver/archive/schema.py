@@ -218,16 +218,16 @@ def array_bytes(value: npt.NDArray[Any] | str) -> tuple[str, npt.NDArray[Any]]:
     return f"{value.dtype.newbyteorder('<').str}{list(value.shape)}", value
 
 
-def data_checksum(scalars: bytes, arrays: Iterable[tuple[str, npt.NDArray[Any] | str]]) -> str:
+def data_checksum(scalars: bytes, items: Iterable[tuple[str, npt.NDArray[Any] | str]]) -> str:
     """Checksum of what a task has stored.
 
     Parameters
     ----------
     scalars : bytes
         The scalar columns of its row in the stage's table, packed.
-    arrays : iterable of (str, array or text)
-        Path -> value, in ascending order of paths; for an appended dataset the rows of this task. A dataset with
-        several names counts once, under the first of them.
+    items : iterable of (str, array or text)
+        Datasets in ascending order of their paths, of appended ones the rows of this task, each followed by its
+        attributes as `path@name`. A dataset with several names counts once, under the first of them.
 
     Returns
     -------
@@ -235,9 +235,9 @@ def data_checksum(scalars: bytes, arrays: Iterable[tuple[str, npt.NDArray[Any] |
         BLAKE2b with 16 bytes, in hexadecimal digits.
     """
     checksum = hashlib.blake2b(scalars, digest_size=16)
-    for path, value in arrays:
+    for name, value in items:
         description, data = array_bytes(value)
-        checksum.update(f"\0{path}\0{description}\0".encode())
+        checksum.update(f"\0{name}\0{description}\0".encode())
         if data.size:
             checksum.update(data.reshape(-1).view(np.uint8).data)
     return checksum.hexdigest()

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
-import json
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import h5py
-import numpy as np
 
-from driver.archive.datasets import append_rows, create_dataset, create_table, open_group, table_length, write_structure
-from driver.archive.journal import JournaledFile, journal_path
+from driver.archive.creation import LIBVER, empty_archive, place
+from driver.archive.datasets import append_rows, create_dataset, open_group, table_length, write_structure
+from driver.archive.journal import JournaledFile
 from driver.archive.lock import WriterLock
 from driver.archive.reader import ArchiveView
 from driver.archive.records import (
@@ -33,12 +29,9 @@ from driver.archive.records import (
 )
 from driver.archive.results import check_result, write_result
 from driver.archive.rows import failure_row, material_row, model_row, requeued_row, scalar_row, task_row, to_rows
-from driver.archive.schema import FORMAT, FORMAT_VERSION, TABLES, header_checksum, structure_checksum
+from driver.archive.schema import header_checksum, structure_checksum
 from driver.archive.sources import check_format, clear_errors
 from driver.archive.storage import Storage
-
-_LIBVER = ("v110", "latest")
-"""Chunk indices of HDF5 1.10; the file itself keeps the superblock of 1.8, which has no mark of an open writer."""
 
 _FULL = {
     errno.ENOSPC: "no space left on the file system",
@@ -62,7 +55,7 @@ class ArchiveWriter:
             self._file = JournaledFile(path, storage=storage)
         try:
             with clear_errors(path):
-                self.h5 = h5py.File(self._file, "r+", libver=_LIBVER)
+                self.h5 = h5py.File(self._file, "r+", libver=LIBVER)
                 check_format(self.h5, path, to_write=True)
             self.view = ArchiveView(_OwnSource(self))
             self._states = self.view.task_states()
@@ -89,7 +82,7 @@ class ArchiveWriter:
             if storage.exists(path):
                 raise ArchiveError(f"{path} exists already: open it, or choose another name")
             with _storage_errors(path):
-                _place(storage, path, _empty_archive(header))
+                place(storage, path, empty_archive(header))
             return cls(path, lock, storage)
 
     @classmethod
@@ -303,7 +296,7 @@ class ArchiveWriter:
         with contextlib.suppress(OSError):
             self._file.rollback()
         broken = self._file.failure is not None
-        self.h5 = h5py.File(self._file, "r" if broken else "r+", libver=_LIBVER)
+        self.h5 = h5py.File(self._file, "r" if broken else "r+", libver=LIBVER)
 
     def _close_h5(self) -> None:
         with contextlib.suppress(AttributeError, OSError, RuntimeError):
@@ -370,41 +363,3 @@ def _storage_errors(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise _storage_error(path, error) from error
-
-
-def _empty_archive(header: Header) -> bytes:
-    created = header.created or time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    header = replace(header, format_version=FORMAT_VERSION, created=created)
-    image = io.BytesIO()
-    with h5py.File(image, "w", libver=("v108", "latest")) as h5:
-        h5.attrs["format"] = FORMAT
-        h5.attrs["format_version"] = FORMAT_VERSION
-    with h5py.File(image, "r+", libver=_LIBVER) as h5:
-        group = h5.create_group("header")
-        group.attrs["campaign"] = header.campaign
-        group.attrs["seed"] = np.int64(header.seed)
-        group.attrs["created"] = header.created
-        group.attrs["checksum"] = header_checksum(header)
-        create_dataset(group.id, "config_yaml", header.config_yaml)
-        create_dataset(group.id, "physics", json.dumps(dict(header.physics), indent=1))
-        create_dataset(group.id, "versions", json.dumps(dict(header.versions), indent=1))
-        for name in TABLES:
-            create_table(h5.require_group("tables"), name)
-        h5.create_group("materials")
-    return image.getvalue()
-
-
-def _place(storage: Storage, path: Path, data: bytes) -> None:
-    """Make a file appear under its name whole, and without a journal of an earlier file."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = storage.open(temporary, write=True, create=True)
-    try:
-        storage.resize(descriptor, 0)
-        storage.write_at(descriptor, data, 0)
-        storage.sync(descriptor)
-    finally:
-        storage.close(descriptor)
-    storage.remove(journal_path(path))
-    storage.sync_directory(path.parent)
-    storage.replace(temporary, path)
-    storage.sync_directory(path.parent)

@@ -110,7 +110,7 @@ def test_every_prefix_of_a_writers_operations(tmp_path: Path, recording: Recordi
     operations = recording.operations
     assert len(operations) > 300
     for count in range(len(operations) + 1):
-        check(killed_after(operations, count), tmp_path / f"{count}", recording, count, thoroughly=count % 9 == 0)
+        check(killed_after(operations, count), tmp_path / f"{count}", recording, count, thoroughly=count % 17 == 0)
         if count < len(operations) and operations[count].kind == "write" and count % 3 == 0:
             disk = killed_after(operations, count, 0.5)
             check(disk, tmp_path / f"{count}-torn", recording, count, thoroughly=False)
@@ -122,7 +122,7 @@ def test_power_lost_at_random(tmp_path: Path, recording: Recording) -> None:
     for image in range(120):
         count = rng.randint(recording.created, len(recording.operations))
         disk = power_lost_after(recording.operations, count, rng)
-        check(disk, tmp_path / f"{image}", recording, count, thoroughly=image % 6 == 0)
+        check(disk, tmp_path / f"{image}", recording, count, thoroughly=image % 12 == 0)
 
 
 def test_power_lost_while_creating(tmp_path: Path, recording: Recording) -> None:

@@ -128,6 +128,7 @@ def broken_results() -> list[tuple[str, TaskResult]]:
         ("plain relative path", dataclasses.replace(good, arrays={"/abs": numbers})),
         ("below another dataset", dataclasses.replace(good, arrays={"a": numbers, "a/b": numbers})),
         ("complex128", dataclasses.replace(good, arrays={"a": Array(np.ones(3, complex))})),
+        ("attribute 'list'", dataclasses.replace(good, attributes={"forces": {"list": ["a", "b"]}})),
         ("no dataset of the result", dataclasses.replace(good, links={"b": "missing"})),
         ("X is not in", dataclasses.replace(good, key=TaskKey("X", "m", "relax"))),
         ("x is not in", dataclasses.replace(good, key=TaskKey("A", "x", "relax"))),
