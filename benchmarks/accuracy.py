@@ -55,6 +55,7 @@ def run_campaign(folder: Path, materials: Sequence[str], *overrides: str) -> Pat
         f"runs={folder}",
         "campaign=smoke",
         "execution.device=cpu",
+        "execution.threads=1",
         *overrides,
     ]
     code = run(arguments)
@@ -103,7 +104,7 @@ def direct_frequencies_THz(atoms: Atoms, calculator: object, matrix: np.ndarray)
     from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 
     points = get_commensurate_points(
-        np.rint(np.linalg.inv(phonon.primitive.primitive_matrix) @ phonon.supercell_matrix).astype(int)
+        np.rint(np.linalg.inv(phonon.primitive_matrix) @ phonon.supercell_matrix).astype(int)
     )
     phonon.run_qpoints(points)
     return np.asarray(phonon.qpoints.frequencies)

@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import io
 import logging
+import os
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
@@ -254,6 +255,7 @@ def _work(world: World, launch: Launch) -> None:
 
 def _worker(world: World, launch: Launch, port: InProcessTransport | MPIWorker, interrupts: Interrupts) -> Worker:
     # Imported here: only workers need torch, and it takes seconds and hundreds of megabytes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin where ranks share cores
     warnings.filterwarnings("ignore", module=r"e3nn|torch|mace|ast")  # for their developers, not for users
     with contextlib.redirect_stdout(io.StringIO()):  # and what they print on being imported
         from driver.stages.dispatch import EngineRunner, default_capacity_atoms, visible_gpus
