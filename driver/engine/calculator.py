@@ -9,7 +9,8 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from driver.engine.interface import Evaluator, StructureBatch
+from driver.engine.batch import StructureBatch
+from driver.engine.interface import Evaluator
 from driver.engine.neighbors import NeighborList
 from driver.structures.convert import from_ase
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from mace.modules.models import MACE
 
+from driver.engine.batch import StructureBatch
 from driver.engine.contraction import ElementGroups, tabulate_contractions
 from driver.engine.convolution import fuse_convolutions
-from driver.engine.interface import Evaluation, StructureBatch
+from driver.engine.interface import Evaluation
 from driver.engine.neighbors import Edges, NeighborList
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import vesin
 
-if TYPE_CHECKING:
-    from driver.engine.interface import StructureBatch
+from driver.engine.batch import StructureBatch
 
 MAX_DENSITY_PER_A3 = 2.0
 """Atoms per cubic angstrom beyond which a cell counts as collapsed (diamond has 0.18)."""

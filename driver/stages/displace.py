@@ -17,8 +17,9 @@ from phonopy import Phonopy
 from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 
 from driver.archive.records import Array, Scalar, Structure, TaskFailure, TaskKey, TaskResult
+from driver.engine.batch import StructureBatch
 from driver.engine.engine import Engine
-from driver.engine.interface import Evaluator, StructureBatch
+from driver.engine.interface import Evaluator
 from driver.engine.neighbors import NeighborList
 from driver.errors import TaskError
 from driver.models import ModelFile

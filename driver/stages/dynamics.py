@@ -13,9 +13,10 @@ from ase.data import atomic_masses
 
 from driver.archive.h5md import State, Trajectory, trajectory_arrays
 from driver.archive.records import Array, Scalar, Structure, TaskFailure, TaskKey, TaskResult
+from driver.engine.batch import StructureBatch
 from driver.engine.engine import Engine
 from driver.engine.integrators import make_integrator
-from driver.engine.interface import Evaluation, Evaluator, StructureBatch
+from driver.engine.interface import Evaluation, Evaluator
 from driver.engine.neighbors import NeighborList
 from driver.engine.noise import Noise, StreamIdentity
 from driver.engine.state import Particles, PhaseState, maxwell_boltzmann_velocities

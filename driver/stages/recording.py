@@ -11,7 +11,7 @@ from ase.data import atomic_masses
 
 from driver.archive.h5md import Trajectory
 from driver.archive.records import Structure
-from driver.engine.interface import StructureBatch
+from driver.engine.batch import StructureBatch
 from driver.engine.neighbors import Edges
 from driver.engine.state import BOLTZMANN_EV_K, PhaseState, degrees_of_freedom
 from driver.settings import DynamicsSettings

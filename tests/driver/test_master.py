@@ -148,7 +148,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits(tmp_path):
 
 
 def test_a_worker_that_cannot_use_a_model_ends_the_run_with_its_reason(tmp_path):
-    with pytest.raises(UsageError, match="rank 0: .* is no MACE model"):
+    with pytest.raises(UsageError, match=r"rank 0: .* is no MACE model"):
         run(tmp_path / "a.h5", ToyRunner(bad_model="demo.model is no MACE model"))
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from driver.engine.interface import Evaluation, StructureBatch
+from driver.engine.batch import StructureBatch
+from driver.engine.interface import Evaluation
 from driver.engine.neighbors import NeighborList
 from driver.errors import TaskError
 from driver.models import ModelFile

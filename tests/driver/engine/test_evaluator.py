@@ -15,8 +15,9 @@ from model_zoo import ARCHITECTURES, FEW_ELEMENTS
 from random_structures import random_structure
 
 from driver.archive.records import Structure
+from driver.engine.batch import StructureBatch
 from driver.engine.engine import Engine
-from driver.engine.interface import Evaluation, Evaluator, StructureBatch
+from driver.engine.interface import Evaluation, Evaluator
 from driver.engine.neighbors import NeighborList
 from driver.models import ModelFile
 from driver.structures.convert import to_ase

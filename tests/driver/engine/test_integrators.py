@@ -11,8 +11,8 @@ from ase import units
 from scipy import stats
 from toy_potentials import HarmonicCrystal, QuarticDimers
 
+from driver.engine.batch import StructureBatch
 from driver.engine.integrators import Andersen, Langevin, VelocityVerlet
-from driver.engine.interface import StructureBatch
 from driver.engine.neighbors import NeighborList
 from driver.engine.noise import Noise, StreamIdentity
 from driver.engine.state import (

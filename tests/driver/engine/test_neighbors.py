@@ -11,7 +11,7 @@ import torch
 from matscipy.neighbours import neighbour_list
 
 from driver.archive.records import Structure
-from driver.engine.interface import StructureBatch
+from driver.engine.batch import StructureBatch
 from driver.engine.neighbors import Edges, NeighborList
 
 CUTOFF_A = 4.5

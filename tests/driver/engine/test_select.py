@@ -10,7 +10,7 @@ from model_zoo import ARCHITECTURES, FEW_ELEMENTS
 from random_structures import random_structure
 
 from driver.archive.records import Structure
-from driver.engine.interface import StructureBatch
+from driver.engine.batch import StructureBatch
 from driver.engine.load import load_model
 from driver.engine.neighbors import NeighborList
 from driver.engine.select import select_elements

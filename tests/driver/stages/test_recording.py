@@ -6,7 +6,7 @@ import torch
 from ase.build import bulk
 
 from driver.archive.records import Structure
-from driver.engine.interface import StructureBatch
+from driver.engine.batch import StructureBatch
 from driver.engine.neighbors import NeighborList
 from driver.engine.state import BOLTZMANN_EV_K, Particles, PhaseState
 from driver.settings import DynamicsSettings
