@@ -37,18 +37,13 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 CHECKPOINT_BYTES = 16 * 2**20
+OPEN_SECONDS = 10.0
+"""How long to wait for another program that writes the file, which nobody should."""
 
 
 def journal_path(path: Path) -> Path:
     """Where the journal of a file stands."""
     return path.with_name(path.name + ".journal")
-
-
-def read_all(storage: Storage, descriptor: int) -> bytes:
-    """Return everything in an open file."""
-    data = bytearray(storage.size(descriptor))
-    count = storage.read_at(descriptor, memoryview(data), 0)
-    return bytes(data[:count])
 
 
 def load_journal(storage: Storage, main: int, journal: int) -> tuple[Header | None, Contents]:
@@ -66,7 +61,7 @@ def load_journal(storage: Storage, main: int, journal: int) -> tuple[Header | No
     JournalError
         If commits in it cannot be read, or it belongs to another file.
     """
-    data = read_all(storage, journal)
+    data = storage.read_all(journal)
     size = storage.size(main)  # after the journal: a writer may be extending both
     nothing = Contents(size=size, largest_size=size, digest=b"")
     header = decode_header(data)
@@ -128,6 +123,7 @@ class JournaledFile(io.RawIOBase):
         self._main = self._storage.open(path, write=True)
         self._journal = -1
         try:
+            self._storage.wait_for_lock(self._main, OPEN_SECONDS)  # keeps out programs that would write it
             self._journal = self._storage.open(journal_path(path), write=True, create=True)
             self._take_over()
         except BaseException:
@@ -338,16 +334,15 @@ class JournaledFile(io.RawIOBase):
         contents.end += len(record)
 
     def _checkpoint(self, *, last: bool = False) -> bool:
-        if self._storage.lock(self._main, exclusive=True) is False:
-            return False
+        granted = self._storage.lock(self._main, exclusive=True) is not False
         try:
-            if self._contents.records:
+            if granted and self._contents.records:
                 self._guarded(self._move_pages)
-            if last:
+            if granted and last:
                 self._guarded(self._remove_journal)
         finally:
-            self._storage.unlock(self._main)
-        return True
+            self._storage.lock(self._main, exclusive=False)
+        return granted
 
     def _move_pages(self) -> None:
         contents, storage, main, journal = self._contents, self._storage, self._main, self._journal

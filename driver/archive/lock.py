@@ -137,10 +137,8 @@ class WriterLock:
 
 def _read(storage: Storage, descriptor: int) -> Holder | None:
     """Return the holder that a lock file names; None if it is empty or torn, as after a power loss."""
-    data = bytearray(storage.size(descriptor))
-    storage.read_at(descriptor, memoryview(data), 0)
     try:
-        values = json.loads(bytes(data))
+        values = json.loads(storage.read_all(descriptor))
         known = {field.name for field in fields(Holder)}
         return Holder(**{name: value for name, value in values.items() if name in known})
     except (ValueError, TypeError, AttributeError):

@@ -53,7 +53,7 @@ class SnapshotFile(io.RawIOBase):
         self._journal = -1
         self._main = self._storage.open(path)
         try:
-            self._lock()
+            self._storage.wait_for_lock(self._main, LOCK_SECONDS)
             self._take()
         except BaseException:
             self._close_descriptors()
@@ -95,13 +95,6 @@ class SnapshotFile(io.RawIOBase):
         if not self.closed:
             self._close_descriptors()
             super().close()
-
-    def _lock(self) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while self._storage.lock(self._main, exclusive=False) is False:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.path} has been locked by another program for {LOCK_SECONDS:.0f} s")
-            time.sleep(0.01)
 
     def _take(self) -> None:
         """Read the journal; again if the writer emptied it meanwhile."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
@@ -40,6 +41,12 @@ class Storage:
                 break
             done += count
         return done
+
+    def read_all(self, descriptor: int) -> bytes:
+        """Return everything in the file."""
+        data = bytearray(self.size(descriptor))
+        count = self.read_at(descriptor, memoryview(data), 0)
+        return bytes(data[:count])
 
     def write_at(self, descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of `data` at an offset."""
@@ -83,7 +90,7 @@ class Storage:
             os.close(descriptor)
 
     def lock(self, descriptor: int, *, exclusive: bool) -> bool | None:
-        """Try to lock a whole file for this descriptor, without waiting.
+        """Try to lock a whole file for this descriptor, without waiting; a lock that it has is exchanged.
 
         `flock` is what HDF5 itself uses, so plain h5py readers are kept apart from the writer as well.
 
@@ -104,10 +111,16 @@ class Storage:
             raise
         return True
 
-    def unlock(self, descriptor: int) -> None:
-        """Give a lock back."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+    def wait_for_lock(self, descriptor: int, seconds: float) -> None:
+        """Take a shared lock, waiting for others; do without where the file system has no locks.
+
+        Raises
+        ------
+        TimeoutError
+            If another program keeps it from us for so long.
+        """
+        deadline = time.monotonic() + seconds
+        while self.lock(descriptor, exclusive=False) is False:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "it has been open for writing in another program")
+            time.sleep(0.01)

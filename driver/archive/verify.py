@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 
 BATCH = 64
 """Tasks per unit of parallel work and of progress."""
+MAX_WORKERS = 16
+"""More processes wait for the file system only."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def verify(path: Path | str, *, workers: int = 1, progress: Callable[[int, int],
     ----------
     path : Path
     workers : int
-        Processes that read arrays; 1 reads in this process.
+        Processes that read arrays, at most `MAX_WORKERS`; 1 reads in this process.
     progress : callable
         Called with the number of tasks checked, and of all.
 
@@ -103,7 +105,7 @@ def _check_batches(
             yield batch, _check_tasks(view, batch)
         return
     context = multiprocessing.get_context("spawn")  # HDF5 does not survive a fork
-    with ProcessPoolExecutor(min(workers, len(batches)), context) as pool:
+    with ProcessPoolExecutor(min(workers, MAX_WORKERS, len(batches)), context) as pool:
         jobs = {pool.submit(_check_apart, view.path, batch): batch for batch in batches}
         for job in as_completed(jobs):
             yield jobs[job], job.result()

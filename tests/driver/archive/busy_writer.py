@@ -22,9 +22,6 @@ class Lockless(Storage):
     def lock(self, descriptor: int, *, exclusive: bool) -> bool | None:
         return None
 
-    def unlock(self, descriptor: int) -> None:
-        pass
-
 
 def commits(segments: int) -> list[list[Attempt]]:
     """What there is to commit, the same in every process."""

@@ -83,9 +83,6 @@ class LocklessStorage(QuickStorage):
     def lock(self, descriptor: int, *, exclusive: bool) -> bool | None:
         return None
 
-    def unlock(self, descriptor: int) -> None:
-        pass
-
 
 class FailingStorage(QuickStorage):
     """A disk that fails from some moment on.

@@ -133,6 +133,21 @@ def test_plain_h5py_keeps_its_state_too(tmp_path: Path) -> None:
         assert plain["materials/A/m/dynamics/replica_0/state/step"].shape == (3,)
 
 
+def test_no_other_program_writes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """h5py cannot open the archive for writing while a campaign does, nor a campaign while h5py does."""
+    path = tmp_path / "archive.h5"
+    monkeypatch.setattr("driver.archive.journal.OPEN_SECONDS", 0.05)
+    with new_archive(path) as writer:
+        for segment in range(2):
+            with pytest.raises(OSError, match="unable to lock file"):
+                h5py.File(path, "r+")
+            writer.commit([attempt(dynamics_result("A", "m", segment))])
+            assert writer._file.checkpoint()
+    with h5py.File(path, "r+"), pytest.raises(ArchiveError, match="open for writing in another program"):
+        ArchiveWriter.open(path)
+    ArchiveWriter.open(path).close()
+
+
 def test_a_second_writer_is_refused_and_a_dead_one_replaced(tmp_path: Path) -> None:
     """While a process writes, others are told which one; when it has been killed, the next one takes over."""
     path = tmp_path / "archive.h5"

@@ -127,7 +127,7 @@ def test_a_byte_flipped_anywhere_is_found_or_harmless(archive: Path, tmp_path: P
     with open_archive(archive) as view:
         intact = everything(view)
     found = harmless = 0
-    for _ in range(80):
+    for _ in range(50):
         path = flipped(archive, tmp_path, int(rng.choice(used)), rng.randrange(8))
         try:
             findings = verify(path)
@@ -141,7 +141,7 @@ def test_a_byte_flipped_anywhere_is_found_or_harmless(archive: Path, tmp_path: P
         with open_archive(path) as view:
             assert everything(view) == intact
         harmless += 1
-    assert found > 60
+    assert found > 40
 
 
 def test_a_missing_dataset_is_found(archive: Path, tmp_path: Path) -> None:
