@@ -159,33 +159,30 @@ def _refuse_other_physics(campaign: Campaign, header: Header) -> None:
 def _lead(world: World, campaign: Campaign, *, debug: bool) -> int:
     """Be the master (and, alone, the worker as well)."""
     settings = campaign.configuration.settings
-    with Interrupts(settings.execution.signals) as interrupts:
-        try:
-            writer = _open(campaign)
+    execution = settings.execution
+    launch = Launch(settings, campaign.models)
+    with Interrupts(execution.signals) as interrupts, contextlib.ExitStack() as stack:
+        try:  # all that can go wrong, before the other ranks begin
+            writer = stack.enter_context(_open(campaign))
+            log_to(settings.folder / "driver.log", debug=debug)
+            scheduler = _scheduler(campaign, writer, max(1, world.size - 1))
         except BaseException:
             world.broadcast(None)
             raise
-        with writer:
-            log_to(settings.folder / "driver.log", debug=debug)
-            launch = world.broadcast(Launch(settings, campaign.models))
-            transport = _serial_transport(world, launch, interrupts) if world.alone else MPIMaster(world.comm)
-            scheduler = _scheduler(campaign, writer, max(1, world.size - 1))
-            log.info("campaign %s: %s", settings.name, _described(scheduler.counts, campaign))
-            progress = make_progress(scheduler.remaining_cost())
-            execution = settings.execution
-            master = Master(
-                scheduler,
-                transport,
-                writer,
-                interrupts,
-                progress,
-                grace_s=execution.grace_s,
-                commit_every_s=execution.commit_every_s,
-            )
-            try:
-                summary = master.run()
-            finally:
-                progress.close()
+        world.broadcast(launch)
+        transport = _serial_transport(world, launch, interrupts) if world.alone else MPIMaster(world.comm)
+        log.info("campaign %s: %s", settings.name, _described(scheduler.counts, campaign))
+        progress = make_progress(scheduler.remaining_cost())
+        stack.callback(progress.close)
+        summary = Master(
+            scheduler,
+            transport,
+            writer,
+            interrupts,
+            progress,
+            grace_s=execution.grace_s,
+            commit_every_s=execution.commit_every_s,
+        ).run()
     _report(summary, campaign)
     return _exit_code(summary, campaign)
 

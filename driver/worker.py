@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from driver.archive.records import TaskFailure, TaskResult
 from driver.errors import LatdynError
 from driver.interrupts import Interrupts
-from driver.messages import Drain, Hello, LeaseEnd, LeaseFailure, Outcome, Refusal, ToMaster, ToWorker, Work
+from driver.messages import Drain, Hello, LeaseEnd, LeaseFailure, Outcome, Refusal, Stop, ToMaster, ToWorker, Work
 from driver.models import ModelFile
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ class Worker:
             for message in self._pending():
                 if isinstance(message, Drain):
                     self._drain(message.grace_s)
+                elif isinstance(message, Stop):  # the master has ended without waiting for what runs here
+                    self._drain(0.0)
             if self._interrupts.requested:
                 self._drain(self._grace_s)
 
