@@ -117,7 +117,7 @@ def harmonic_model(
     phonon = Phonopy(unitcell, supercell_matrix=SUPERCELL, primitive_matrix=np.eye(3))
     phonon.generate_displacements(distance=displacement_A)
     sets = []
-    for displaced in phonon.supercells_with_displacements:
+    for displaced in phonon.supercells_with_displacements or ():
         atoms = to_ase(displaced)
         atoms.calc = calculator
         forces = atoms.get_forces()
@@ -135,8 +135,7 @@ def to_ase(cell: PhonopyAtoms) -> Atoms:
 
 def frequencies_THz(phonon: Phonopy) -> np.ndarray:
     """Return the frequencies at the commensurate points, shape (8, 30); imaginary ones are negative."""
-    phonon.run_qpoints(COMMENSURATE_POINTS)
-    return phonon.qpoints.frequencies
+    return np.array([phonon.get_frequencies(point) for point in COMMENSURATE_POINTS])
 
 
 def properties(
@@ -215,14 +214,14 @@ def check_dynamics(
         raise RuntimeError(f"{compound.formula}: broken run, {temperature_K:.0f} K, closest atoms {closest_A:.2f} A")
     teacher_sigma = None
     if calculators[1] is not None:
-        teacher_sigma = run_dynamics(phonons[1], calculators[1], seed).sigma(phonons[1].force_constants)
+        teacher_sigma = run_dynamics(phonons[1], calculators[1], seed).sigma(np.asarray(phonons[1].force_constants))
     return DynamicsCheck(
         formula=compound.formula,
         duration_ps=DYNAMICS_PS,
         mean_temperature_K=temperature_K,
         largest_displacement_A=float(np.linalg.norm(run.displacements_A, axis=2).max()),
         smallest_distance_A=closest_A,
-        sigma=run.sigma(phonons[0].force_constants),
+        sigma=run.sigma(np.asarray(phonons[0].force_constants)),
         teacher_sigma=teacher_sigma,
         ms_per_step=1e3 * run.seconds_per_step,
     )

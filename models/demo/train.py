@@ -1,6 +1,7 @@
 """Train the demo model on the teacher's labels with mace_run_train, on one CPU thread, and write demo.model.
 
-Training runs in FOLDER/training. The same command continues an interrupted training from its last checkpoint.
+Training runs in FOLDER/training, in cycles of a decaying learning rate. The same command continues an interrupted
+training from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,9 +12,22 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-EPOCHS = 48
+import torch
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Epochs before `end_epoch`; the learning rate starts at `lr` and is multiplied by `decay` after each."""
+
+    end_epoch: int
+    lr: float
+    decay: float
+
+
+CYCLES = (Cycle(37, 0.01, 0.92), Cycle(51, 0.005, 0.80))
 
 ARCHITECTURE: Mapping[str, str | int | float] = {
     "model": "MACE",
@@ -38,9 +52,7 @@ OPTIMISATION: Mapping[str, str | int | float | bool] = {
     "compute_stress": True,
     "batch_size": 4,
     "valid_batch_size": 8,
-    "lr": 0.01,
     "scheduler": "ExponentialLR",
-    "lr_scheduler_gamma": 0.92,
     "ema": True,
     "ema_decay": 0.995,
     "amsgrad": True,
@@ -52,13 +64,15 @@ OPTIMISATION: Mapping[str, str | int | float | bool] = {
 }
 
 
-def training_command(data: Path, epochs: int) -> list[str]:
-    """Return the mace_run_train command line for the data sets in the folder `data`."""
+def training_command(data: Path, cycle: Cycle) -> list[str]:
+    """Return the command line that trains on the data sets in the folder `data` to the end of `cycle`."""
     settings = {
         "name": "demo",
         "train_file": data / "train.extxyz",
         "valid_file": data / "valid.extxyz",
-        "max_num_epochs": epochs,
+        "max_num_epochs": cycle.end_epoch,
+        "lr": cycle.lr,
+        "lr_scheduler_gamma": cycle.decay,
         **ARCHITECTURE,
         **OPTIMISATION,
     }
@@ -66,6 +80,38 @@ def training_command(data: Path, epochs: int) -> list[str]:
     flags = {"ema", "amsgrad"}
     options = [f"--{key}" if key in flags else f"--{key}={value}" for key, value in settings.items()]
     return ["mace_run_train", *options, "--restart_latest", "--num_workers=0"]
+
+
+def last_checkpoint(training: Path) -> Path | None:
+    """Return the newest checkpoint of the folder `training`, or None."""
+    return max((training / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def remaining_cycles(training: Path) -> tuple[Cycle, ...]:
+    """Return the cycles from that of the last checkpoint on; a checkpoint knows its cycle by the decay."""
+    checkpoint = last_checkpoint(training)
+    if checkpoint is None:
+        return CYCLES
+    decay = torch.load(checkpoint, map_location="cpu", weights_only=False)["lr_scheduler"]["gamma"]
+    return CYCLES[[cycle.decay for cycle in CYCLES].index(decay) :]
+
+
+def begin_cycle(training: Path, cycle: Cycle) -> None:
+    """Give the last checkpoint the learning rate of `cycle` and a fresh optimiser, unless it belongs to it already.
+
+    mace_run_train has no option for this: it takes rate, decay and the optimiser's moments from the checkpoint.
+    """
+    checkpoint = last_checkpoint(training)
+    if checkpoint is None:
+        return
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    if state["lr_scheduler"]["gamma"] == cycle.decay:
+        return
+    state["optimizer"]["state"] = {}
+    for group in state["optimizer"]["param_groups"]:
+        group["lr"] = cycle.lr
+    state["lr_scheduler"]["gamma"] = cycle.decay
+    torch.save(state, checkpoint)
 
 
 def install_model(trained: Path, folder: Path) -> None:
@@ -81,13 +127,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the folder that make_training_set.py wrote")
     parser.add_argument("--output", type=Path, help="where demo.model goes (default: FOLDER)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs in all (default: %(default)s)")
     arguments = parser.parse_args()
     data = arguments.folder.resolve()
     training = data / "training"
     training.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    subprocess.run(training_command(data, arguments.epochs), cwd=training, env=environment, check=True)
+    for cycle in remaining_cycles(training):
+        begin_cycle(training, cycle)
+        subprocess.run(training_command(data, cycle), cwd=training, env=environment, check=True)
     install_model(training / "demo.model", arguments.output or data)
 
 
