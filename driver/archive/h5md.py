@@ -203,7 +203,7 @@ def _attributes(root: str, arrays: dict[str, Array]) -> dict[str, dict[str, Any]
     attributes: dict[str, dict[str, Any]] = {
         f"{root}/h5md": {"version": np.array(H5MD_VERSION, dtype=np.int64)},
         f"{root}/h5md/author": {"name": "Latdyn"},
-        f"{root}/h5md/creator": {"name": "Latdyn", "version": "1"},
+        f"{root}/h5md/creator": {"name": "Latdyn archive", "version": FORMAT_VERSION},
         f"{root}/h5md/modules/units": {"version": np.array(UNITS_VERSION, dtype=np.int64)},
         f"{root}/particles/all/box": {"dimension": np.int64(3), "boundary": np.array([b"periodic"] * 3)},
     }
