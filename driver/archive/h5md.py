@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from driver.archive.reader import ArchiveView
 from driver.archive.records import ArchiveError, Array
+from driver.archive.schema import FORMAT_VERSION
 
 Floats = npt.NDArray[np.floating[Any]]
 
