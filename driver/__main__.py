@@ -64,7 +64,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             command.add_argument("--archive", action="store_true", help="print only the path of the campaign's archive")
     command = _add(commands, "status", _status, "how far a campaign is")
     command.add_argument("archive", type=Path)
-    command.add_argument("--watch", action="store_true", help="show it again and again, until interrupted")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--watch", action="store_true", help="show it again and again, until interrupted")
+    form.add_argument("--done", action="store_true", help="print only the number of tasks done")
     command = _add(commands, "verify", _verify, "recompute every checksum and name what is wrong")
     command.add_argument("archive", type=Path)
     command = _add(commands, "models", _models, "list the models, or fetch them (compute nodes have no internet)")
@@ -113,8 +115,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from driver.status import print_status
+    from driver.status import print_done, print_status
 
+    if options.done:
+        return print_done(options.archive)
     return print_status(options.archive, watch=options.watch)
 
 

@@ -127,6 +127,22 @@ def print_status(archive: Path, *, watch: bool, every_s: float = 2.0) -> int:
         return 0
 
 
+def print_done(archive: Path) -> int:
+    """Print only the number of tasks done, for scripts; 0 where there is no archive yet.
+
+    Raises
+    ------
+    ArchiveError
+        If the archive cannot be opened.
+    """
+    done = 0
+    if archive.exists():
+        with open_archive(archive) as view:
+            done = sum(state.status == "done" for state in view.task_states().values())
+    print(done)
+    return 0
+
+
 def print_verification(archive: Path) -> int:
     """Recompute every checksum; print what is wrong. Return 1 if anything is.
 

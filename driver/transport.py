@@ -240,14 +240,16 @@ def connect() -> World:
     if size == 1 and tasks > 1:
         raise UsageError(_not_connected(tasks))
     cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
-    node = comm.allgather((socket.gethostname(), cores))
-    mine = [r for r in range(size) if node[r][0] == node[comm.Get_rank()][0] and (r > 0 or size == 1)]
+    # Slurm's name as well: several of its nodes can be one host, and under mpirun every rank may have the first one's.
+    ranks = comm.allgather((socket.gethostname(), os.environ.get("SLURMD_NODENAME", ""), cores))
+    here = ranks[comm.Get_rank()][:2]
+    mine = [r for r in range(size) if ranks[r][:2] == here and (r > 0 or size == 1)]
     return World(
         rank=comm.Get_rank(),
         size=size,
         local_worker=mine.index(comm.Get_rank()) if comm.Get_rank() in mine else 0,
         local_workers=len(mine),
-        core_sharers=max(1, sum(node[r][1] == cores for r in mine)),
+        core_sharers=max(1, sum(ranks[r][2] == cores for r in mine)),
         comm=comm,
     )
 
