@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from archive_samples import HEADER, material, model
 from toy_runner import ToyRunner
 
 from driver.archive.reader import open_archive
@@ -21,7 +22,6 @@ from driver.models import ModelFile
 from driver.scheduler import Scheduler, TaskSpec
 from driver.transport import InProcessTransport
 from driver.worker import Worker, WorkerIdentity
-from tests.driver.archive.samples import HEADER, material, model
 
 MATERIALS = ("A", "B", "C")
 

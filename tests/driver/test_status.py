@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from archive_samples import attempt, failure, new_archive, relax_result
 
 from driver.__main__ import main
 from driver.archive.records import TaskKey
-from tests.driver.archive.samples import attempt, failure, new_archive, relax_result
 
 
 def test_done_counts_committed_tasks_and_nothing_else(tmp_path, capsys):

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from archive_samples import displace_result, dynamics_result, relax_result
+
 from driver.archive.records import TaskFailure, TaskKey, TaskResult
 from driver.errors import TaskError
 from driver.models import ModelFile
 from driver.stages.outcomes import failure
 from driver.tasks import TaskInput
-from tests.driver.archive.samples import displace_result, dynamics_result, relax_result
 
 RESULTS = {
     "relax": lambda key: relax_result(key.material, key.model),

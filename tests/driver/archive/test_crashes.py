@@ -10,13 +10,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-
-from driver.archive.reader import open_archive
-from driver.archive.records import ArchiveError, Attempt
-from driver.archive.verify import verify
-from driver.archive.writer import ArchiveWriter
-from tests.driver.archive.disk import Disk, QuickStorage, RecordingStorage, killed_after, power_lost_after
-from tests.driver.archive.samples import (
+from archive_samples import (
     HEADER,
     assert_stored,
     attempt,
@@ -25,6 +19,12 @@ from tests.driver.archive.samples import (
     material,
     model,
 )
+from crash_disk import Disk, QuickStorage, RecordingStorage, killed_after, power_lost_after
+
+from driver.archive.reader import open_archive
+from driver.archive.records import ArchiveError, Attempt
+from driver.archive.verify import verify
+from driver.archive.writer import ArchiveWriter
 
 NAME = "archive.h5"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from archive_samples import attempt, campaign, dynamics_result, new_archive
 
 from driver.archive.schema import ROW_CHECKSUM, STATUS, TABLES
-from tests.driver.archive.samples import attempt, campaign, dynamics_result, new_archive
 
 TEXT = (Path(__file__).parents[3] / "docs" / "archive.md").read_text()
 NAMES = set(re.findall(r"`([^`\n]+)`", TEXT))

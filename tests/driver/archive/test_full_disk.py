@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from archive_samples import HEADER, assert_stored, campaign, material, new_archive
+from crash_disk import FailingStorage, QuickStorage
 
 from driver.archive.records import ArchiveError, Attempt, StorageError
 from driver.archive.storage import Storage
 from driver.archive.verify import verify
 from driver.archive.writer import ArchiveWriter
-from tests.driver.archive.disk import FailingStorage, QuickStorage
-from tests.driver.archive.samples import HEADER, assert_stored, campaign, material, new_archive
 
 COMMITS = campaign(segments=3)
 

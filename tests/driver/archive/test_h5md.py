@@ -7,11 +7,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from archive_samples import FRAMES, attempt, dynamics_result, frames, new_archive
 
 from driver.archive.h5md import last_state, read_trajectory, replicas
 from driver.archive.reader import open_archive
 from driver.archive.records import ArchiveError
-from tests.driver.archive.samples import FRAMES, attempt, dynamics_result, frames, new_archive
 
 SEGMENTS = 3
 

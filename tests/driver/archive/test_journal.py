@@ -11,13 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from driver.archive.journal import JournaledFile, journal_path
-from driver.archive.journal_records import PAGE_BYTES, RECORDS_OFFSET, JournalError
-from driver.archive.snapshot import SnapshotFile, StaleSnapshotError
-from tests.driver.archive.disk import (
+from crash_disk import (
     FailingStorage,
     LocklessStorage,
     QuickStorage,
@@ -25,6 +19,12 @@ from tests.driver.archive.disk import (
     killed_after,
     power_lost_after,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from driver.archive.journal import JournaledFile, journal_path
+from driver.archive.journal_records import PAGE_BYTES, RECORDS_OFFSET, JournalError
+from driver.archive.snapshot import SnapshotFile, StaleSnapshotError
 
 MAX_BYTES = 5 * PAGE_BYTES
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from crash_disk import LocklessStorage, QuickStorage
 
 from driver.archive.lock import Holder, WriterLock
 from driver.archive.records import ArchiveError
-from tests.driver.archive.disk import LocklessStorage, QuickStorage
 
 
 def leave_lock(archive: Path, **changes: object) -> Path:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import h5py
 import pytest
+from archive_samples import assert_stored, attempt, campaign, dynamics_result, new_archive
+from crash_disk import LocklessStorage, QuickStorage
 
 from driver.archive.reader import open_archive
 from driver.archive.records import ArchiveError
 from driver.archive.verify import verify
 from driver.archive.writer import ArchiveWriter
-from tests.driver.archive.disk import LocklessStorage, QuickStorage
-from tests.driver.archive.samples import assert_stored, attempt, campaign, dynamics_result, new_archive
 
 ROOT = Path(__file__).parents[3]
 SEGMENTS = 12
@@ -26,7 +26,7 @@ SEGMENTS = 12
 
 def start(path: Path, *options: str, segments: int = SEGMENTS) -> subprocess.Popen[str]:
     """Start a writer process."""
-    script = Path(__file__).with_name("busy_writer.py")
+    script = ROOT / "tests" / "helpers" / "busy_writer.py"
     return subprocess.Popen(
         [sys.executable, str(script), str(path), str(segments), *options],
         env={**os.environ, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"},

@@ -8,12 +8,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from archive_samples import attempt, campaign, failure, kill, material, new_archive, relax_result
 
 from driver.archive.reader import last_of_each, open_archive
 from driver.archive.records import ArchiveError, RefusedMaterial, Structure, TaskKey
 from driver.archive.schema import TABLES
 from driver.archive.writer import ArchiveWriter
-from tests.driver.archive.samples import attempt, campaign, failure, kill, material, new_archive, relax_result
 
 
 @pytest.fixture

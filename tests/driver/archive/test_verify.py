@@ -9,12 +9,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from archive_samples import attempt, campaign, dynamics_result, new_archive
 
 from driver.archive.reader import ArchiveView, open_archive
 from driver.archive.records import ArchiveError, TaskKey
 from driver.archive.schema import TABLES
 from driver.archive.verify import verify
-from tests.driver.archive.samples import attempt, campaign, dynamics_result, new_archive
 
 COMMITS = campaign(segments=3)
 

@@ -8,12 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-
-from driver.archive.reader import open_archive
-from driver.archive.records import ArchiveError, Array, TaskKey, TaskResult, TaskState
-from driver.archive.verify import verify
-from driver.archive.writer import ArchiveWriter
-from tests.driver.archive.samples import (
+from archive_samples import (
     HEADER,
     assert_stored,
     attempt,
@@ -27,6 +22,11 @@ from tests.driver.archive.samples import (
     new_archive,
     relax_result,
 )
+
+from driver.archive.reader import open_archive
+from driver.archive.records import ArchiveError, Array, TaskKey, TaskResult, TaskState
+from driver.archive.verify import verify
+from driver.archive.writer import ArchiveWriter
 
 PATH = "runs/test/archive.h5"
 

@@ -1,4 +1,4 @@
-"""A writer to be killed: finishes the campaign of `samples` in an archive, saying what it has committed.
+"""A writer to be killed: finishes the campaign of `archive_samples` in an archive, saying what it has committed.
 
 python busy_writer.py ARCHIVE SEGMENTS [--locks no] [--checkpoint-bytes N] [--wait]
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import samples
+import archive_samples as samples
 
 from driver.archive.records import Attempt
 from driver.archive.storage import Storage
