@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -297,7 +298,8 @@ def _report(summary: Summary, campaign: Campaign) -> None:
         text = f"finished in {duration(summary.seconds)}"
     line = f"{name}: {text}; {_described(summary.counts, campaign)}; archive {campaign.archive}"
     log.info(line)
-    print(line, flush=True)
+    if sys.stderr.isatty():  # elsewhere the log goes to the screen as well
+        print(line, flush=True)
 
 
 def _exit_code(summary: Summary, campaign: Campaign) -> int:

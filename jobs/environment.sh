@@ -33,9 +33,9 @@ make_environment() { # FOLDER EXTRAS
             return 1
         fi
     fi
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip -c constraints.txt || return 1
+    "$folder/bin/python" -m pip install -qq --disable-pip-version-check --upgrade pip -c constraints.txt || return 1
     # torch by its exact version first: a range would let the resolver fetch another build.
-    case $extras in *run*) "$folder/bin/python" -m pip install --quiet "$(grep '^torch==' constraints.txt)" || return 1 ;; esac
-    "$folder/bin/python" -m pip install --quiet -c constraints.txt -e ".${extras:+[$extras]}" || return 1
+    case $extras in *run*) "$folder/bin/python" -m pip install -qq "$(grep '^torch==' constraints.txt)" || return 1 ;; esac
+    "$folder/bin/python" -m pip install -qq -c constraints.txt -e ".${extras:+[$extras]}" || return 1
     echo "$stamp" >"$folder/.latdyn"
 }

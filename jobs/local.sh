@@ -34,5 +34,4 @@ trap - INT TERM USR1
 archive=$(.venv/bin/python -m driver plan --archive "$@") || exit $?
 report=$(dirname "$archive")/report
 .venv/bin/python -m analysis report "$archive" -o "$report" || exit $?
-echo "report: $report/index.html"
 exit "$code"
