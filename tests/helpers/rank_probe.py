@@ -28,6 +28,7 @@ def seen(world: World, overrides: list[str]) -> dict[str, object]:
     return {
         "rank": world.rank,
         "size": world.size,
+        "pid": os.getpid(),
         "node": os.environ["SLURMD_NODENAME"],
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "device": assign_device("auto", world.local_worker, world.local_workers, visible_gpus()) if worker else "",

@@ -68,7 +68,7 @@ class SlurmCluster:
     """
 
     folder: Path
-    nodes: int = 2
+    nodes: int = 3
     cpus: int = 8
     gpus: int = 4
     environment: dict[str, str] = field(default_factory=dict)

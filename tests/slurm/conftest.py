@@ -13,7 +13,7 @@ from slurm_cluster import NoSlurmError, SlurmCluster
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[SlurmCluster]:
-    """Two nodes of 8 CPUs and 4 GPUs; skips where no Slurm can be started."""
+    """Three nodes of 8 CPUs and 4 GPUs; skips where no Slurm can be started."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: the path of a socket has at most 107 characters
     cluster = SlurmCluster(folder)
     try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,19 +126,19 @@ def test_one_process_needs_no_mpi(cluster):
     ("options", "environment", "devices"),
     [
         pytest.param(
-            ("--gpus-per-node=4", "--ntasks-per-node=5"),
+            ("--nodes=3", "--gpus-per-node=2", "--ntasks-per-node=3"),
             {},
-            {"n1": ["cuda:0", "cuda:1", "cuda:2", "cuda:3"], "n2": ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]},
+            {"n1": ["cuda:0", "cuda:1"], "n2": ["cuda:0", "cuda:1"], "n3": ["cuda:0", "cuda:1"]},
             id="a GPU each",
         ),
         pytest.param(
-            ("--gres=gpu:2", "--ntasks-per-node=5"),
+            ("--nodes=2", "--gres=gpu:2", "--ntasks-per-node=5"),
             {"LATDYN_WORKERS_PER_GPU": "2"},
             {"n1": ["cuda:0", "cuda:0", "cuda:1", "cuda:1"], "n2": ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]},
             id="two workers share a GPU",
         ),
         pytest.param(
-            ("--gpus-per-node=0", "--ntasks-per-node=2", "--cpus-per-task=2"),
+            ("--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=2", "--cpus-per-task=2"),
             {},
             {"n1": ["cpu"], "n2": ["cpu", "cpu"]},
             id="no GPU",
@@ -143,10 +146,10 @@ def test_one_process_needs_no_mpi(cluster):
     ],
 )
 def test_every_worker_has_its_device(cluster, tmp_path, options, environment, devices):
-    """One master and a worker per GPU on two nodes."""
+    """The master on the first node, and workers by GPU on every node."""
     arguments = (*SHORT, "dynamics.temperature_K=250")
     environment = stand_in(tmp_path) | environment
-    job = submit(cluster, tmp_path, "--nodes=2", "--cpus-per-task=1", *options, arguments=arguments, **environment)
+    job = submit(cluster, tmp_path, "--cpus-per-task=1", *options, arguments=arguments, **environment)
     ended = wait_for_end(cluster, job, 90)
     log = (tmp_path / "job.log").read_text()
     assert ended["JobState"] == "COMPLETED", log
@@ -175,12 +178,17 @@ def test_wrong_settings_end_the_job_with_code_2(cluster, tmp_path):
     assert "latdyn: unknown key 'dynamics.temperature'" in (tmp_path / "job.log").read_text()
 
 
-def test_cancelled_job_does_not_come_back(cluster, tmp_path):
+def test_killed_rank_brings_the_job_back_and_scancel_does_not(cluster, tmp_path):
     job = submit(cluster, tmp_path, *THREE_RANKS, arguments=SHORT, PROBE_WAIT="1", **stand_in(tmp_path))
     assert cluster.wait(lambda: len(told(tmp_path, 2)) == 1, 60)
+    os.kill(int(str(told(tmp_path, 2)[0]["pid"])), signal.SIGKILL)
+    assert cluster.wait(lambda: len(told(tmp_path, 2)) == 2, 90), (tmp_path / "job.log").read_text()
+    assert told(tmp_path, 2)[1]["restart"] == 1
     cluster.command("scancel", job)
     ended = wait_for_end(cluster, job, 60)
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "1")
+    time.sleep(1)
+    assert cluster.job(job)["JobState"] == "CANCELLED"
 
 
 def test_signalled_job_comes_back_and_finishes(cluster, tmp_path, uninterrupted):
