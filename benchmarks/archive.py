@@ -136,7 +136,7 @@ def build_large(path: Path, materials: int, models: int, segments: int) -> int:
         writer.add_materials([material(number) for number in range(materials)])
         print(f"  {'add_materials':34s} {time.perf_counter() - start:7.2f} s")
         writer.add_models([model(number) for number in range(models)])
-        with writer._transaction():
+        with writer.transaction():
             append_rows(writer.h5, "tasks", to_rows("tasks", rows))
     return len(rows)
 

@@ -75,7 +75,7 @@ def append_rows(h5: h5py.File, table: str, rows: npt.NDArray[Any]) -> None:
     dataset = h5d.open(h5.id, f"tables/{table}".encode())
     first = dataset.shape[0]
     dataset.set_extent((first + len(rows),))
-    _write_rows(dataset, first, rows, _table_type(table))
+    write_rows(dataset, first, rows, table_type(table))
 
 
 def frames_per_chunk(rows: int, row_bytes: int) -> int:
@@ -118,10 +118,11 @@ def _append(group: h5g.GroupID, path: str, rows: npt.NDArray[Any], segment: int)
         )
     if last > shape[0]:
         dataset.set_extent((last, *shape[1:]))
-    _write_rows(dataset, first, rows, kind)
+    write_rows(dataset, first, rows, kind)
 
 
-def _write_rows(dataset: h5d.DatasetID, first: int, rows: npt.NDArray[Any], kind: h5t.TypeID) -> None:
+def write_rows(dataset: h5d.DatasetID, first: int, rows: npt.NDArray[Any], kind: h5t.TypeID) -> None:
+    """Write over rows of a dataset, from row `first` on."""
     space = dataset.get_space()
     space.select_hyperslab((first, *(0 for _ in rows.shape[1:])), rows.shape)
     dataset.write(h5s.create_simple(rows.shape), space, rows, kind)
@@ -260,7 +261,8 @@ def _type(dtype: np.dtype[Any]) -> h5t.TypeID:
 
 
 @functools.cache
-def _table_type(table: str) -> h5t.TypeID:
+def table_type(table: str) -> h5t.TypeID:
+    """Type of a table's rows in memory."""
     return _memory_type(TABLES[table])
 
 

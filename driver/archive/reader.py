@@ -28,7 +28,15 @@ from driver.archive.records import (
     TaskState,
 )
 from driver.archive.results import stored_items
-from driver.archive.schema import ROW_CHECKSUM, STATUS, TABLES, data_checksum, group_path, header_checksum
+from driver.archive.schema import (
+    ROW_CHECKSUM,
+    STATUS,
+    TABLES,
+    data_checksum,
+    group_path,
+    header_checksum,
+    row_checksums,
+)
 from driver.archive.snapshot import StaleSnapshotError
 from driver.archive.sources import TRIES, SnapshotSource, Source, clear_errors
 from driver.archive.storage import Storage
@@ -139,6 +147,14 @@ class ArchiveView:
             for row, key in enumerate(columns["key"])
         }
 
+    def material_keys(self) -> list[str]:
+        """Keys of all materials, in the order in which they were added."""
+        return list(self.table("materials")["key"])
+
+    def model_keys(self) -> list[str]:
+        """Keys of all models, in the order in which they were added."""
+        return list(self.table("models")["key"])
+
     @_consistent
     def models(self) -> dict[str, ModelRecord]:
         """All models by key, in the order in which they were added."""
@@ -158,7 +174,8 @@ class ArchiveView:
         Returns
         -------
         dict of str to (rows,) ndarray
-            Keys, stages, states and texts as object arrays of str.
+            Keys, stages, states and texts as object arrays of str. Of tables about tasks, only rows that have their
+            checksum and stand for a task.
         """
         return self._columns(name)
 
@@ -184,7 +201,7 @@ class ArchiveView:
     def task_states(self) -> dict[TaskKey, TaskState]:
         """Latest state of every task that has been attempted."""
         rows = self._source.h5["tables/tasks"][()]
-        rows = rows[last_of_each(rows)]
+        rows = rows[last_of_each(rows)]  # none that is damaged
         materials, models = self._keys("materials"), self._keys("models")
         names = {number: _STATES[name] for name, number in STATUS.items()}
         stages = dict(enumerate(STAGES))
@@ -288,6 +305,8 @@ class ArchiveView:
         if name not in TABLES:
             raise ArchiveError(f"the archive has no table {name!r}: it has {', '.join(TABLES)}")
         rows = self._source.h5[f"tables/{name}"][()]
+        if "material" in rows.dtype.names:
+            rows = rows[intact_rows(rows)]
         names = [column for column in rows.dtype.names if column != ROW_CHECKSUM]
         columns = {column: _decoded(rows[column], rows.dtype[column]) for column in names}
         if "material" in columns:
@@ -310,17 +329,28 @@ def open_archive(path: Path | str, *, storage: Storage | None = None) -> Archive
         return ArchiveView(SnapshotSource(path, storage))
 
 
+def intact_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """Indices of the rows of a table about tasks that have their checksum and stand for a task.
+
+    A damaged row says nothing for certain, so it counts as not there; `verify` reports it. A row with segment -1 stands
+    for no task: a damaged one that has been dropped.
+    """
+    return np.flatnonzero((row_checksums(rows) == rows[ROW_CHECKSUM]) & (rows["segment"] >= 0))
+
+
 def last_of_each(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Indices of the last row of each task, in the order of their first rows."""
-    if len(rows) == 0:
-        return np.zeros(0, dtype=np.intp)
-    task = rows["material"].astype(np.int64)
+    """Indices of the last intact row of `/tables/tasks` for each task, in the order of their first rows."""
+    intact = intact_rows(rows)
+    if len(intact) == 0:
+        return intact
+    kept = rows[intact]
+    task = kept["material"].astype(np.int64)
     for name in ("model", "stage", "segment"):
-        task = task * (int(rows[name].max()) + 1) + rows[name]
+        task = task * (int(kept[name].max()) + 1) + kept[name]
     _, first, which = np.unique(task, return_index=True, return_inverse=True)
     last = np.zeros(len(first), dtype=np.intp)
-    np.maximum.at(last, which, np.arange(len(rows)))
-    return last[np.argsort(first)]
+    np.maximum.at(last, which, np.arange(len(kept)))
+    return intact[last[np.argsort(first)]]
 
 
 def _decoded(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -75,8 +75,13 @@ def task_row(attempt: Attempt, checksum: str, material: int, model: int) -> Row:
 
 
 def requeued_row(key: TaskKey, material: int, model: int) -> Row:
-    """Row of `/tables/tasks` that gives a quarantined task its attempts back."""
+    """Row of `/tables/tasks` that gives a quarantined or dropped task its attempts back."""
     return (*_identity(key, material, model), STATUS["requeued"], 0, 0.0, time.time(), -1, b"", b"", b"", b"", b"")
+
+
+def tombstone_row() -> Row:
+    """Row of `/tables/tasks` that stands for no task: it takes the place of a damaged one."""
+    return (0, 0, 0, -1, STATUS["requeued"], 0, 0.0, time.time(), -1, b"", b"", b"", b"", b"")
 
 
 def failure_row(attempt: Attempt, failure: TaskFailure, task: int, material: int, model: int) -> Row:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from driver.archive.reader import ArchiveView, last_of_each, open_archive
+from driver.archive.reader import ArchiveView, intact_rows, last_of_each, open_archive
 from driver.archive.records import STAGES, ArchiveError, TaskKey
 from driver.archive.schema import (
     ROW_CHECKSUM,
@@ -42,19 +42,27 @@ class Finding:
     message : str
     key : TaskKey or None
         The task concerned, if it is one.
+    table : str
+        The table concerned, if it is one; `row` is the number of its row, or None for the whole table.
+    row : int or None
+    material : str
+        The material whose structure is concerned, if it is one.
     """
 
     where: str
     message: str
     key: TaskKey | None = None
+    table: str = ""
+    row: int | None = None
+    material: str = ""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """What a done task claims: its checksum, and the scalars that enter it."""
+class StoredTask:
+    """What a done task claims: its checksum, and the packed scalars that enter it."""
 
     key: TaskKey
     checksum: str
@@ -84,8 +92,7 @@ def verify(path: Path | str, *, workers: int = 1, progress: Callable[[int, int],
     """
     with open_archive(path) as view:
         findings = [*_check_header(view), *_check_tables(view), *_check_structures(view)]
-        listed = _attempt("/tables/tasks", partial(_done_tasks, view))
-        stored, more = ([], [listed]) if isinstance(listed, Finding) else listed
+        stored, more = stored_tasks(view)
         findings += more
         batches = [stored[start : start + BATCH] for start in range(0, len(stored), BATCH)]
         done = 0
@@ -98,11 +105,11 @@ def verify(path: Path | str, *, workers: int = 1, progress: Callable[[int, int],
 
 
 def _check_batches(
-    view: ArchiveView, batches: Sequence[Sequence[_Stored]], workers: int
-) -> Iterator[tuple[Sequence[_Stored], list[Finding]]]:
+    view: ArchiveView, batches: Sequence[Sequence[StoredTask]], workers: int
+) -> Iterator[tuple[Sequence[StoredTask], list[Finding]]]:
     if workers <= 1 or len(batches) <= 1:
         for batch in batches:
-            yield batch, _check_tasks(view, batch)
+            yield batch, check_tasks(view, batch)
         return
     context = multiprocessing.get_context("spawn")  # HDF5 does not survive a fork
     with ProcessPoolExecutor(min(workers, MAX_WORKERS, len(batches)), context) as pool:
@@ -111,12 +118,13 @@ def _check_batches(
             yield jobs[job], job.result()
 
 
-def _check_apart(path: Path, tasks: Sequence[_Stored]) -> list[Finding]:
+def _check_apart(path: Path, tasks: Sequence[StoredTask]) -> list[Finding]:
     with open_archive(path) as view:
-        return _check_tasks(view, tasks)
+        return check_tasks(view, tasks)
 
 
-def _check_tasks(view: ArchiveView, tasks: Sequence[_Stored]) -> list[Finding]:
+def check_tasks(view: ArchiveView, tasks: Sequence[StoredTask]) -> list[Finding]:
+    """Recompute the checksums of some done tasks; return what is wrong with them."""
     findings = []
     for task in tasks:
         checksum = _attempt(str(task.key), partial(view.checksum, task.key, task.scalars), task.key)
@@ -139,17 +147,17 @@ def _check_tables(view: ArchiveView) -> Iterator[Finding]:
     materials, models = _keys(view, "materials"), _keys(view, "models")
     for table in TABLES:
         rows = _attempt(f"/tables/{table}", partial(view.rows, table))
+        sums = _attempt(f"/tables/{table}", partial(row_checksums, rows)) if isinstance(rows, np.ndarray) else rows
         if isinstance(rows, Finding):
-            yield rows
+            yield replace(rows, table=table)
             continue
-        sums = _attempt(f"/tables/{table}", partial(row_checksums, rows))
         if isinstance(sums, Finding):
-            yield sums
+            yield replace(sums, table=table)
             continue
-        for number in np.flatnonzero(sums != rows[ROW_CHECKSUM]):
+        for number in np.flatnonzero(sums != rows[ROW_CHECKSUM]).tolist():
             key = _key_of(rows[number], table, materials, models)
             where = f"/tables/{table} row {number}" + (f" ({key})" if key else "")
-            yield Finding(where, "it does not have its checksum", key)
+            yield Finding(where, "it does not have its checksum", key, table, number)
 
 
 def _check_structures(view: ArchiveView) -> Iterator[Finding]:
@@ -160,34 +168,38 @@ def _check_structures(view: ArchiveView) -> Iterator[Finding]:
         where = f"{material} / structure"
         structure = _attempt(where, partial(view.structure, material))
         if isinstance(structure, Finding):
-            yield structure
+            yield replace(structure, material=material)
         elif structure_checksum(structure) != expected:
-            yield Finding(where, "it does not have its checksum")
+            yield Finding(where, "it does not have its checksum", material=material)
 
 
-def _done_tasks(view: ArchiveView) -> tuple[list[_Stored], list[Finding]]:
-    """Return every done task, and what keeps others from being checked."""
+def stored_tasks(view: ArchiveView) -> tuple[list[StoredTask], list[Finding]]:
+    """Return what every done task claims to have stored, and what keeps others from being checked."""
+    found = _attempt("/tables/tasks", partial(_stored_tasks, view))
+    return ([], [found]) if isinstance(found, Finding) else found
+
+
+def _stored_tasks(view: ArchiveView) -> tuple[list[StoredTask], list[Finding]]:
     tasks = view.rows("tasks")
     latest = last_of_each(tasks)
     latest = latest[tasks["status"][latest] == STATUS["done"]]
     materials, models = _keys(view, "materials"), _keys(view, "models")
-    stored: list[_Stored] = []
+    stored: list[StoredTask] = []
     findings: list[Finding] = []
     for stage in (name for name in STAGES if name in TABLES):
         rows = _attempt(f"/tables/{stage}", partial(view.rows, stage))
-        if isinstance(rows, Finding):
-            continue  # reported with the tables
-        row_of = {int(task): row for row, task in enumerate(rows["task"])}
-        for task in latest[tasks["stage"][latest] == STAGES.index(stage)]:
+        row_of = {} if isinstance(rows, Finding) else {int(rows["task"][row]): row for row in intact_rows(rows)}
+        for task in latest[tasks["stage"][latest] == STAGES.index(stage)].tolist():
             key = _key_of(tasks[task], "tasks", materials, models)
-            row = row_of.get(int(task))
+            row = row_of.get(task)
             if key is None:
-                findings.append(Finding(f"/tables/tasks row {task}", "it names no material and model of the archive"))
-            elif row is None:
+                what = "it names no material and model of the archive"
+                findings.append(Finding(f"/tables/tasks row {task}", what, table="tasks", row=task))
+            elif isinstance(rows, Finding) or row is None:
                 findings.append(Finding(str(key), f"/tables/{stage} has no row for it", key))
             else:
                 checksum = bytes(tasks["checksum"][task]).decode("ascii", "replace")
-                stored.append(_Stored(key, checksum, scalar_bytes(rows[row : row + 1], stage)))
+                stored.append(StoredTask(key, checksum, scalar_bytes(rows[row : row + 1], stage)))
     return stored, findings
 
 

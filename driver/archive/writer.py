@@ -58,8 +58,7 @@ class ArchiveWriter:
                 self.h5 = h5py.File(self._file, "r+", libver=LIBVER)
                 check_format(self.h5, path, to_write=True)
             self.view = ArchiveView(_OwnSource(self))
-            self._states = self.view.task_states()
-            self._load_index()
+            self.reload()
         except BaseException:
             self._file.drop_writes(True)
             self._close_h5()
@@ -125,7 +124,7 @@ class ArchiveWriter:
     # -- transactions ------------------------------------------------------------------------------------------------
 
     def add_materials(self, materials: Sequence[MaterialRecord]) -> int:
-        """Add materials that are not there yet; return how many.
+        """Add materials that are not there yet, and structures that have been dropped; return how many are new.
 
         Raises
         ------
@@ -133,6 +132,7 @@ class ArchiveWriter:
             If a material is there with another structure, or its key cannot be used.
         """
         new: dict[str, MaterialRecord] = {}
+        lost: list[MaterialRecord] = []
         for record in materials:
             known = self._structures.get(record.key)
             if record.key in new:
@@ -143,10 +143,12 @@ class ArchiveWriter:
                 raise ArchiveError(
                     f"material {record.key} is in {self.path} with another structure: give the new one another key"
                 )
+            elif record.key not in new and f"materials/{record.key}/structure" not in self.h5:
+                lost.append(record)
         rows = to_rows("materials", [material_row(record) for record in new.values()])
-        if new:
-            with self._transaction():
-                for record in new.values():
+        if new or lost:
+            with self.transaction():
+                for record in (*new.values(), *lost):
                     write_structure(open_group(self.h5, f"materials/{record.key}/structure"), record.structure)
                 append_rows(self.h5, "materials", rows)
             self._load_index()
@@ -157,7 +159,7 @@ class ArchiveWriter:
         if list(refused) == self.view.refused():
             return
         rows = to_rows("refused", [(r.key, r.source, r.message) for r in refused])
-        with self._transaction():
+        with self.transaction():
             self.h5["tables/refused"].resize((0,))
             append_rows(self.h5, "refused", rows)
 
@@ -184,7 +186,7 @@ class ArchiveWriter:
                     )
         rows = to_rows("models", [model_row(record) for record in new.values()])
         if new:
-            with self._transaction():
+            with self.transaction():
                 append_rows(self.h5, "models", rows)
             self._load_index()
         return len(new)
@@ -212,7 +214,7 @@ class ArchiveWriter:
                 states[key] = TaskState("done" if isinstance(attempt.outcome, TaskResult) else done, attempt.number)
                 kept.append(attempt)
         if kept:
-            with self._transaction():
+            with self.transaction():
                 self._store(kept)
             self._states.update(states)
         return len(kept)
@@ -221,8 +223,8 @@ class ArchiveWriter:
         """Give all quarantined tasks their attempts back; return them."""
         keys = [key for key, state in self._states.items() if state.status == "quarantined"]
         if keys:
-            rows = [requeued_row(key, *self._indices(key)) for key in keys]
-            with self._transaction():
+            rows = [requeued_row(key, *self.indices(key)) for key in keys]
+            with self.transaction():
                 append_rows(self.h5, "tasks", to_rows("tasks", rows))
             self._states.update(dict.fromkeys(keys, TaskState("failed", 0)))
         return keys
@@ -230,52 +232,17 @@ class ArchiveWriter:
     def set_header_config(self, config_yaml: str) -> None:
         """Replace the composed configuration in the header, as when a campaign is lengthened."""
         if config_yaml != self.view.header.config_yaml:
-            with self._transaction():
+            with self.transaction():
                 group = self.h5["header"]
                 del group["config_yaml"]
                 create_dataset(group.id, "config_yaml", config_yaml)
                 group.attrs["checksum"] = header_checksum(self.view.header)
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
-    def _state(self, key: TaskKey, states: dict[TaskKey, TaskState]) -> str:
-        state = states.get(key) or self._states.get(key)
-        return state.status if state else ""
-
-    def _check(self, attempt: Attempt, states: dict[TaskKey, TaskState]) -> None:
-        key = attempt.key
-        self._indices(key)
-        if isinstance(attempt.outcome, TaskResult):
-            check_result(attempt.outcome)
-            before = TaskKey(key.material, key.model, key.stage, key.segment - 1)
-            if key.segment > 0 and self._state(before, states) != "done":
-                raise ArchiveError(f"{key}: its predecessor is not done, so it cannot be stored")
-
-    def _indices(self, key: TaskKey) -> tuple[int, int]:
-        try:
-            return self._material_rows[key.material], self._model_rows[key.model]
-        except KeyError as error:
-            raise ArchiveError(f"{key}: {error.args[0]} is not in {self.path}; add it first") from error
-
-    def _store(self, attempts: Sequence[Attempt]) -> None:
-        tasks, first = [], table_length(self.h5, "tasks")
-        others: dict[str, list[tuple[object, ...]]] = {}
-        for number, attempt in enumerate(attempts, start=first):
-            key, outcome = attempt.key, attempt.outcome
-            indices, checksum = self._indices(key), ""
-            if isinstance(outcome, TaskResult):
-                row = scalar_row(outcome, number, *indices)
-                checksum = write_result(self.h5, outcome, to_rows(key.stage, [row]))
-                others.setdefault(key.stage, []).append(row)
-            else:
-                others.setdefault("failures", []).append(failure_row(attempt, outcome, number, *indices))
-            tasks.append(task_row(attempt, checksum, *indices))
-        append_rows(self.h5, "tasks", to_rows("tasks", tasks))
-        for table, rows in others.items():
-            append_rows(self.h5, table, to_rows(table, rows))
+    # -- for the modules of this package ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
+        """What the block changes in `h5` becomes durable as a whole when it ends, or not at all; for this package."""
         if self._file.failure is not None:
             raise _storage_error(self.path, self._file.failure)
         try:
@@ -287,6 +254,61 @@ class ArchiveWriter:
             if self._file.failure is not None:
                 raise _storage_error(self.path, self._file.failure) from error
             raise
+
+    @property
+    def failed(self) -> bool:
+        """Whether the file system has refused, so that this writer is of no more use."""
+        return self._file.failure is not None
+
+    def reload(self) -> None:
+        """Take notice of what has been changed in `h5` directly."""
+        self._states = self.view.task_states()
+        self._load_index()
+
+    def indices(self, key: TaskKey) -> tuple[int, int]:
+        """Rows of a task's material and model in their tables.
+
+        Raises
+        ------
+        ArchiveError
+            If the archive does not have them.
+        """
+        try:
+            return self._material_rows[key.material], self._model_rows[key.model]
+        except KeyError as error:
+            raise ArchiveError(f"{key}: {error.args[0]} is not in {self.path}; add it first") from error
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _state(self, key: TaskKey, states: dict[TaskKey, TaskState]) -> str:
+        state = states.get(key) or self._states.get(key)
+        return state.status if state else ""
+
+    def _check(self, attempt: Attempt, states: dict[TaskKey, TaskState]) -> None:
+        key = attempt.key
+        self.indices(key)
+        if isinstance(attempt.outcome, TaskResult):
+            check_result(attempt.outcome)
+            before = TaskKey(key.material, key.model, key.stage, key.segment - 1)
+            if key.segment > 0 and self._state(before, states) != "done":
+                raise ArchiveError(f"{key}: its predecessor is not done, so it cannot be stored")
+
+    def _store(self, attempts: Sequence[Attempt]) -> None:
+        tasks, first = [], table_length(self.h5, "tasks")
+        others: dict[str, list[tuple[object, ...]]] = {}
+        for number, attempt in enumerate(attempts, start=first):
+            key, outcome = attempt.key, attempt.outcome
+            indices, checksum = self.indices(key), ""
+            if isinstance(outcome, TaskResult):
+                row = scalar_row(outcome, number, *indices)
+                checksum = write_result(self.h5, outcome, to_rows(key.stage, [row]))
+                others.setdefault(key.stage, []).append(row)
+            else:
+                others.setdefault("failures", []).append(failure_row(attempt, outcome, number, *indices))
+            tasks.append(task_row(attempt, checksum, *indices))
+        append_rows(self.h5, "tasks", to_rows("tasks", tasks))
+        for table, rows in others.items():
+            append_rows(self.h5, table, to_rows(table, rows))
 
     def _roll_back(self) -> None:
         """Return to the last commit: HDF5 is closed without a trace and opened again."""

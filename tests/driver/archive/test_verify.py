@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from archive_samples import attempt, campaign, dynamics_result, new_archive
+from damage import first_byte, flip
 
 from driver.archive.reader import ArchiveView, open_archive
 from driver.archive.records import ArchiveError, TaskKey
@@ -32,22 +33,8 @@ def flipped(archive: Path, folder: Path, offset: int, bit: int = 3) -> Path:
     """Copy the archive with one bit changed."""
     path = folder / "flipped.h5"
     shutil.copy(archive, path)
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ (1 << bit)]))
+    flip(path, offset, bit)
     return path
-
-
-def first_byte(dataset: h5py.Dataset, row: int = 0) -> int:
-    """Where a row of a chunked dataset stands in the file, or a contiguous dataset."""
-    if dataset.chunks is None:
-        return int(dataset.id.get_offset())
-    size = dataset.dtype.itemsize * int(np.prod(dataset.chunks[1:]))
-    first = row - row % dataset.chunks[0]
-    info = dataset.id.get_chunk_info_by_coord((first, *(0 for _ in dataset.shape[1:])))
-    return int(info.byte_offset) + (row - first) * size
 
 
 def test_an_intact_archive_has_no_findings(archive: Path) -> None:
