@@ -11,6 +11,10 @@ class UsageError(LatdynError):
     """Wrong usage, configuration or input; found before anything runs. Exit code 2."""
 
 
+class InterruptedRunError(LatdynError):
+    """The run cannot go on here and now, but the same command will: submit again. Exit code 75."""
+
+
 class TaskError(LatdynError):
     """A task cannot succeed however often it is tried (unsupported element, exploded run, overlapping atoms).
 

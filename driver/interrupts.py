@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterable
@@ -20,6 +22,8 @@ class Interrupts:
     ----------
     signals : iterable of str
         Names, as `SIGTERM`.
+    earlier : Interrupts, optional
+        Whose signals count here too.
 
     Raises
     ------
@@ -27,7 +31,9 @@ class Interrupts:
         If a name is no signal of this system.
     """
 
-    def __init__(self, signals: Iterable[str] = ("SIGTERM", "SIGINT", "SIGUSR1")) -> None:
+    def __init__(
+        self, signals: Iterable[str] = ("SIGTERM", "SIGINT", "SIGUSR1"), earlier: Interrupts | None = None
+    ) -> None:
         self._numbers = [_number(name) for name in signals]
         self._previous: dict[int, object] = {}
         self._first: float | None = None
@@ -35,16 +41,13 @@ class Interrupts:
         """Name of the first signal that came, "" so far."""
         self.urgent = False
         """A second signal has come."""
+        if earlier is not None and earlier.requested:
+            self.request(earlier.name)
 
     @property
     def requested(self) -> bool:
         """A signal has come."""
         return self._first is not None
-
-    @property
-    def since_s(self) -> float:
-        """Seconds since the first signal, 0 if none has come."""
-        return 0.0 if self._first is None else time.monotonic() - self._first
 
     def request(self, name: str = "request") -> None:
         """Ask for a drain without a signal."""
@@ -64,6 +67,12 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.request(signal.Signals(number).name)
+
+
+def kill_process(pid: int) -> None:
+    """End a rank of this node that no longer answers; it may be gone already."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _number(name: str) -> int:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from driver.archive.records import Attempt, TaskFailure, TaskKey
+from driver.archive.records import Attempt, TaskFailure, TaskKey, TaskResult
 from driver.archive.writer import ArchiveWriter
 from driver.campaign import inputs_of
-from driver.errors import UsageError
-from driver.interrupts import Interrupts
-from driver.messages import Drain, Hello, LeaseEnd, LeaseFailure, Outcome, Refusal, Stop, ToMaster, Work
+from driver.errors import InterruptedRunError, UsageError
+from driver.interrupts import Interrupts, kill_process
+from driver.liveness import Liveness
+from driver.messages import Drain, Gone, Hello, Kill, LeaseEnd, LeaseFailure, Outcome, Refusal, Stop, ToMaster, Work
 from driver.scheduler import Counts, Scheduler
+from driver.settings import ExecutionSettings
 from driver.transport import MasterTransport
 
 log = logging.getLogger(__name__)
+
+END_MARGIN_S = 10.0
+"""Besides the grace, for the last commits before the run is ended from outside."""
 
 
 class Progress(Protocol):
@@ -47,10 +53,11 @@ class Master:
     ----------
     scheduler, transport, writer, interrupts, progress
         Its parts.
-    grace_s : float
-        After a signal, how long running leases may go on.
-    commit_every_s : float
-        No result waits longer than this for its commit.
+    settings : ExecutionSettings
+    host : str
+        Name of this node.
+    end_s : float or None
+        When the run will be ended from outside, by `time.monotonic`.
     """
 
     def __init__(
@@ -60,18 +67,22 @@ class Master:
         writer: ArchiveWriter,
         interrupts: Interrupts,
         progress: Progress,
+        settings: ExecutionSettings,
         *,
-        grace_s: float = 30.0,
-        commit_every_s: float = 1.0,
+        host: str = "",
+        end_s: float | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._transport = transport
         self._writer = writer
         self._interrupts = interrupts
         self._progress = progress
-        self._grace_s = grace_s
-        self._commit_every_s = commit_every_s
+        self._settings = settings
+        self._host = host
+        self._end_s = end_s
+        self._liveness = Liveness(settings.patience_s)
         self._hellos: dict[int, Hello] = {}
+        self._expected = set(transport.workers)
         self._waiting: list[Attempt] = []
         self._waiting_since = 0.0
         self._drain_sent = False
@@ -86,23 +97,26 @@ class Master:
             If results cannot be committed; what was committed before is safe.
         UsageError
             If a worker cannot use a model.
+        InterruptedRunError
+            If a worker is lost and this MPI cannot go on without it.
         """
         started = time.monotonic()
         try:
             while not self._finished():
                 self._hand_out()
-                message = self._transport.receive(self._commit_every_s / 2)
-                if message is not None:
+                message = self._transport.receive(self._settings.commit_every_s / 2)
+                if message is not None and message[0] in self._expected:
                     self._take(*message)
                 if self._waiting and (not self._transport.ready() or self._overdue()):
                     self._commit()
+                self._look_for_silence()
                 self._look_for_interrupt()
                 self._progress.update(
                     self._scheduler.counts, self._scheduler.remaining_cost(), len(self._scheduler.workers)
                 )
             self._commit()
         finally:
-            for worker in self._transport.workers:
+            for worker in self._expected:
                 self._transport.send(worker, Stop())
             self._transport.close()
         name = self._interrupts.name if self._scheduler.counts.left else ""
@@ -114,22 +128,41 @@ class Master:
         return self._scheduler.counts.left == 0 or self._interrupts.requested
 
     def _hand_out(self) -> None:
-        for lease in self._scheduler.assign():
+        now = time.monotonic()
+        for lease in self._scheduler.assign(self._budgets(now)):
+            if len(self._scheduler.leases_of(lease.worker)) == 1:
+                self._liveness.heard(lease.worker, now)  # it was idle: its silence begins now
             atoms = sum(self._scheduler.spec(key).atoms for key in lease.tasks)
             inputs = tuple(inputs_of(key, self._writer.view) for key in lease.tasks)
             log.debug(
                 "lease %d: %d %s tasks of %s to rank %d", lease.id, len(inputs), lease.stage, lease.model, lease.worker
             )
             self._transport.send(lease.worker, Work(lease.id, atoms, lease.model, lease.stage, inputs))
+        left = self._scheduler.counts.left
+        if left and self._end_s is not None and self._scheduler.workers and self._scheduler.idle and not self._waiting:
+            self._interrupts.request("wall time")  # nothing that is left fits into the time that is left
+
+    def _budgets(self, now: float) -> dict[int, float] | None:
+        """Cost that each worker can do before the run is ended; None if nothing ends it."""
+        if self._end_s is None:
+            return None
+        left_s = self._end_s - now - self._settings.grace_s - END_MARGIN_S
+        speeds = {worker: self._liveness.speed(worker) for worker in self._scheduler.workers}
+        return {worker: math.inf if speed is None else left_s * speed for worker, speed in speeds.items()}
 
     def _take(self, worker: int, message: ToMaster) -> None:
-        if isinstance(message, Hello):
+        self._liveness.heard(worker, time.monotonic())
+        if isinstance(message, Gone):
+            self._lose(worker, message.reason)
+        elif isinstance(message, Hello):
             self._hellos[worker] = message
             self._scheduler.add_worker(worker, message.capacity_atoms)
             log.info("rank %d on %s uses %s", worker, message.host, message.device)
         elif isinstance(message, Refusal):
             raise UsageError(f"rank {worker}: {message.message}")
         elif isinstance(message, Outcome):
+            if isinstance(message.outcome, TaskResult):
+                self._liveness.measured(worker, self._scheduler.spec(message.outcome.key).cost, message.seconds)
             self._wait_for_commit(self._attempt(worker, message))
         elif isinstance(message, LeaseEnd):
             # Outcomes come before the end of their lease, so all of them are known here and can be committed first.
@@ -143,6 +176,48 @@ class Master:
         hello = self._hellos[worker]
         number = self._scheduler.next_attempt(message.outcome.key)
         return Attempt(message.outcome, number, message.seconds, worker, hello.host, hello.device)
+
+    def _lose(self, worker: int, reason: str) -> None:
+        """Go on without a worker. The one task that it was running counts it as a failed attempt."""
+        self._commit()
+        self._expected.discard(worker)
+        self._liveness.forget(worker)
+        hello = self._hellos.get(worker, Hello("unknown host", 0, "", 0))
+        log.error("rank %d on %s is lost: %s", worker, hello.host, reason)
+        if worker in self._scheduler.workers:
+            suspects = self._scheduler.lose_worker(worker)
+            if len(suspects) == 1:
+                message = f"rank {worker} on {hello.host} was lost while it ran this task: {reason}"
+                failure = TaskFailure(suspects[0], "WorkerLost", message, "")
+                number = self._scheduler.next_attempt(suspects[0])
+                self._wait_for_commit(Attempt(failure, number, 0.0, worker, hello.host, hello.device))
+        if not self._expected:
+            self._interrupts.request("no worker left")
+
+    def _look_for_silence(self) -> None:
+        """Give up workers that hang: their tasks go to others, their processes are killed."""
+        running = {worker: self._scheduler.running_cost(worker) for worker in self._scheduler.workers}
+        busy = {worker: cost for worker, cost in running.items() if cost > 0}
+        for silence in self._liveness.silent(busy, time.monotonic()):
+            hello = self._hellos[silence.worker]
+            self._lose(silence.worker, str(silence))
+            self._kill(hello)
+            if not self._transport.survives_deaths:
+                self._commit()
+                raise InterruptedRunError(
+                    f"rank {silence.worker} on {hello.host} hangs ({silence}) and this MPI cannot go on without it; "
+                    "run the same command again"
+                )
+
+    def _kill(self, hello: Hello) -> None:
+        if hello.host == self._host:
+            kill_process(hello.pid)
+            return
+        for worker in self._expected:
+            other = self._hellos.get(worker)
+            if other is not None and other.host == hello.host:
+                self._transport.send(worker, Kill(hello.pid))
+                return
 
     def _split(self, worker: int, message: LeaseFailure) -> None:
         if message.out_of_memory:
@@ -159,7 +234,7 @@ class Master:
         self._waiting.append(attempt)
 
     def _overdue(self) -> bool:
-        return time.monotonic() - self._waiting_since >= self._commit_every_s
+        return time.monotonic() - self._waiting_since >= self._settings.commit_every_s
 
     def _commit(self) -> None:
         """Make what has come durable; only then does the scheduler learn of it."""
@@ -182,11 +257,15 @@ class Master:
         return attempt
 
     def _look_for_interrupt(self) -> None:
+        if self._end_s is not None and not self._interrupts.requested:
+            margin = self._settings.grace_s + END_MARGIN_S
+            if time.monotonic() > self._end_s - margin:
+                self._interrupts.request("wall time")
         if not self._interrupts.requested or (self._drain_sent and not self._interrupts.urgent) or self._urgent_sent:
             return
-        grace_s = 0.0 if self._interrupts.urgent else self._grace_s
+        grace_s = 0.0 if self._interrupts.urgent else self._settings.grace_s
         log.warning("%s: handing out nothing more; what runs may go on for %.0f s", self._interrupts.name, grace_s)
         self._scheduler.drain()
-        for worker in self._transport.workers:
+        for worker in self._expected:
             self._transport.send(worker, Drain(grace_s))
         self._drain_sent, self._urgent_sent = True, self._interrupts.urgent

@@ -16,6 +16,7 @@ class Hello:
     """Worker -> master, once: it is ready. `capacity_atoms` is what it expects to hold in one batch."""
 
     host: str
+    pid: int
     device: str
     capacity_atoms: int
 
@@ -82,5 +83,24 @@ class LeaseFailure:
     capacity_atoms: int
 
 
-ToWorker = Work | Drain | Stop
-ToMaster = Hello | Refusal | Outcome | LeaseEnd | LeaseFailure
+@dataclass(frozen=True)
+class Beat:
+    """Worker -> master, now and then while a lease runs: it is alive."""
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Transport -> master: the worker's process is dead, or cannot be reached."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Master -> worker: end a process of this node by SIGKILL, a rank that no longer answers."""
+
+    pid: int
+
+
+ToWorker = Work | Drain | Stop | Kill
+ToMaster = Hello | Refusal | Outcome | LeaseEnd | LeaseFailure | Beat | Gone

@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from driver.archive.writer import ArchiveWriter
 from driver.campaign import build_tasks
 from driver.config import Configuration, compose
 from driver.devices import assign_device, assign_threads
-from driver.errors import LatdynError, UsageError
+from driver.errors import InterruptedRunError, LatdynError, UsageError
 from driver.interrupts import Interrupts
 from driver.master import Master, Summary
 from driver.models import ModelFile, cache_folder, model_record, resolve
@@ -33,7 +34,17 @@ from driver.progress import duration, log_to, make_progress
 from driver.scheduler import Counts, Scheduler, TaskSpec
 from driver.settings import Settings, physics_of
 from driver.structures.materials import Materials, load_materials
-from driver.transport import Handler, InProcessTransport, MPIMaster, MPIWorker, World, abort_on_error, connect
+from driver.transport import (
+    Handler,
+    InProcessTransport,
+    MasterGoneError,
+    MPIMaster,
+    MPIWorker,
+    World,
+    abort_on_error,
+    connect,
+)
+from driver.walltime import end_of_run_s
 from driver.worker import UnfitWorker, Worker, WorkerIdentity
 
 EXIT_DONE, EXIT_QUARANTINED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 75
@@ -94,24 +105,22 @@ def run(overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool
     LatdynError, ArchiveError
         On rank 0, once the other ranks have been told to end.
     """
-    world = connect()
-    abort_on_error(world)
-    if world.rank > 0:
-        launch = world.broadcast(None)
-        if launch is not None:
-            _work(world, launch)
-        return EXIT_DONE
-    try:
-        campaign = load_campaign(overrides, config_dir)
-        counts = _nothing_left(campaign)
-    except BaseException:
-        world.broadcast(None)
-        raise
-    if counts is not None:
-        world.broadcast(None)
-        print(f"{campaign.configuration.settings.name}: nothing left to do; {_described(counts, campaign)}")
-        return _exit_code(Summary(counts, "", 0.0), campaign)
-    return _lead(world, campaign, debug=debug)
+    with Interrupts() as early:  # a signal must not kill a rank that is still starting
+        world = connect()
+        abort_on_error(world)
+        if world.rank > 0:
+            return _follow(world, early)
+        try:
+            campaign = load_campaign(overrides, config_dir)
+            counts = _nothing_left(campaign)
+        except BaseException:
+            world.broadcast(None)
+            raise
+        if counts is not None:
+            world.broadcast(None)
+            print(f"{campaign.configuration.settings.name}: nothing left to do; {_described(counts, campaign)}")
+            return _exit_code(Summary(counts, "", 0.0), campaign)
+        return _lead(world, campaign, early, debug=debug)
 
 
 def load_campaign(overrides: Sequence[str], config_dir: Path | None = None) -> Campaign:
@@ -157,12 +166,13 @@ def _refuse_other_physics(campaign: Campaign, header: Header) -> None:
         )
 
 
-def _lead(world: World, campaign: Campaign, *, debug: bool) -> int:
+def _lead(world: World, campaign: Campaign, early: Interrupts, *, debug: bool) -> int:
     """Be the master (and, alone, the worker as well)."""
     settings = campaign.configuration.settings
     execution = settings.execution
+    end_s = end_of_run_s(execution.walltime, os.environ)
     launch = Launch(settings, campaign.models)
-    with Interrupts(execution.signals) as interrupts, contextlib.ExitStack() as stack:
+    with Interrupts(execution.signals, early) as interrupts, contextlib.ExitStack() as stack:
         try:  # all that can go wrong, before the other ranks begin
             writer = stack.enter_context(_open(campaign))
             log_to(settings.folder / "driver.log", debug=debug)
@@ -181,8 +191,9 @@ def _lead(world: World, campaign: Campaign, *, debug: bool) -> int:
             writer,
             interrupts,
             progress,
-            grace_s=execution.grace_s,
-            commit_every_s=execution.commit_every_s,
+            execution,
+            host=world.host,
+            end_s=None if end_s is None else time.monotonic() + end_s - time.time(),
         ).run()
     _report(summary, campaign)
     return _exit_code(summary, campaign)
@@ -240,15 +251,22 @@ def _serial_transport(world: World, launch: Launch, interrupts: Interrupts) -> I
     return transport
 
 
-def _work(world: World, launch: Launch) -> None:
-    """Be a worker until told to stop."""
-    with Interrupts(launch.settings.execution.signals) as interrupts:
+def _follow(world: World, early: Interrupts) -> int:
+    """Be a worker until told to stop, or until the master is gone."""
+    launch = world.broadcast(None)
+    if launch is None:
+        return EXIT_DONE
+    with Interrupts(launch.settings.execution.signals, early) as interrupts:
         port = MPIWorker(world.comm)
         try:
             worker: Handler = _worker(world, launch, port, interrupts)
         except LatdynError as error:
             worker = UnfitWorker(str(error))
-        port.serve(worker)
+        try:
+            port.serve(worker)
+        except MasterGoneError:
+            return EXIT_INTERRUPTED
+    return EXIT_DONE
 
 
 def _worker(world: World, launch: Launch, port: InProcessTransport | MPIWorker, interrupts: Interrupts) -> Worker:
@@ -311,4 +329,4 @@ def _exit_code(summary: Summary, campaign: Campaign) -> int:
 
 def exit_code_of(error: Exception) -> int:
     """Exit code for an error that ended a run: a full or broken disk is worth submitting again, wrong usage is not."""
-    return EXIT_INTERRUPTED if isinstance(error, StorageError) else EXIT_USAGE
+    return EXIT_INTERRUPTED if isinstance(error, StorageError | InterruptedRunError) else EXIT_USAGE

@@ -102,6 +102,7 @@ class Scheduler:
         self._leases_in_flight = leases_in_flight
         self._workers_expected = workers_expected
         self._attempts = {key: state.attempts for key, state in states.items()}
+        self._deaths: dict[TaskKey, int] = {}
         self._done = {key for key, state in states.items() if state.status == "done" and key in self._specs}
         self._quarantined = {
             key for key, state in states.items() if state.status == "quarantined" and key in self._specs
@@ -115,7 +116,7 @@ class Scheduler:
         self._lease_of_task: dict[TaskKey, int] = {}
         self._ids = itertools.count(1)
         self._draining = False
-        self._halves: deque[tuple[TaskKey, ...]] = deque()
+        self._apart: deque[tuple[TaskKey, ...]] = deque()
         self._ready: dict[str, dict[str, list[tuple[float, int, TaskKey]]]] = defaultdict(lambda: defaultdict(list))
         self._ready_atoms: dict[tuple[str, str], int] = defaultdict(int)
         self._ready_tasks = 0
@@ -170,12 +171,29 @@ class Scheduler:
         """A worker has measured (or lost) capacity."""
         self._workers[worker].capacity_atoms = max(1, capacity_atoms)
 
-    def remove_worker(self, worker: int) -> tuple[TaskKey, ...]:
-        """A worker is gone: its unfinished tasks go back in the queue. Return them."""
+    def lose_worker(self, worker: int) -> tuple[TaskKey, ...]:
+        """A worker is gone: its unfinished tasks go back in the queue.
+
+        Returns
+        -------
+        tuple of TaskKey
+            The suspects: tasks of the lease that it was running. One alone may have killed the worker; it is out of
+            the queue and the caller `fail`s it. Several are each queued as a lease of their own, with one death to
+            their names that counts like a failed attempt.
+        """
         leases = sorted(self._workers[worker].leases)
-        lost = tuple(key for lease_id in leases for key in self._return(lease_id))
+        suspects = self._unfinished(leases[0]) if leases else ()
+        for lease_id in leases[1:]:
+            self._return(lease_id)
+        if leases:
+            self._forget(leases[0])
+        for key in suspects:
+            self._deaths.setdefault(key, 0)
+            if len(suspects) > 1:
+                self._deaths[key] += 1
+                self._apart.append((key,))
         del self._workers[worker]
-        return lost
+        return suspects
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -206,12 +224,15 @@ class Scheduler:
             self._left_cost -= self._specs[key].cost
             self._block_dependents(key)
             return True
-        self._push(key)
+        if key in self._deaths:
+            self._apart.append((key,))
+        else:
+            self._push(key)
         return False
 
     def would_quarantine(self, key: TaskKey, *, permanent: bool = False) -> bool:
         """Whether one more failed attempt makes the task one to give up."""
-        return permanent or self.next_attempt(key) >= self._max_attempts
+        return permanent or self.next_attempt(key) + self._deaths.get(key, 0) >= self._max_attempts
 
     def next_attempt(self, key: TaskKey) -> int:
         """Number that the next (or running) attempt at a task has."""
@@ -231,7 +252,7 @@ class Scheduler:
         if len(tasks) == 1:
             return tasks[0]
         middle = (len(tasks) + 1) // 2
-        self._halves.extend(half for half in (tasks[:middle], tasks[middle:]) if half)
+        self._apart.extend(half for half in (tasks[:middle], tasks[middle:]) if half)
         return None
 
     def drain(self) -> None:
@@ -240,8 +261,14 @@ class Scheduler:
 
     # -- decisions ------------------------------------------------------------------------------------------------
 
-    def assign(self) -> list[Lease]:
-        """Leases to send out now: round robin, so that no worker gets its second before the others have one."""
+    def assign(self, budgets: Mapping[int, float] | None = None) -> list[Lease]:
+        """Leases to send out now: round robin, so that no worker gets its second before the others have one.
+
+        Parameters
+        ----------
+        budgets : mapping of int to float, optional
+            Cost that a worker can still do before the run must end, all its leases together; without it, any.
+        """
         leases: list[Lease] = []
         if self._draining:
             return leases
@@ -251,21 +278,28 @@ class Scheduler:
                 if depth > 1 and self._ready_tasks < len(self._workers):
                     return leases
                 if len(self._workers[worker].leases) < depth:
-                    lease = self._next_lease(worker)
-                    if lease is None:
-                        return leases
-                    leases.append(lease)
+                    budget = None if budgets is None else budgets[worker] - self._cost_in_flight(worker)
+                    lease = self._next_lease(worker, budget)
+                    if lease is not None:
+                        leases.append(lease)
         return leases
 
-    def _next_lease(self, worker: int) -> Lease | None:
-        if self._halves:
-            return self._hand_out(worker, self._halves.popleft())
+    def _next_lease(self, worker: int, budget: float | None) -> Lease | None:
+        if self._apart:
+            if budget is not None and sum(self._specs[key].cost for key in self._apart[0]) > budget:
+                return None
+            return self._hand_out(worker, self._apart.popleft())
         model = self._choose_model(worker)
         if model is None:
             return None
         stages = self._ready[model]
         stage = min((s for s in stages if stages[s]), key=lambda s: stages[s][0])
-        return self._hand_out(worker, self._fill(worker, model, stage))
+        tasks = self._fill(worker, model, stage, budget)
+        return self._hand_out(worker, tasks) if tasks else None
+
+    def _cost_in_flight(self, worker: int) -> float:
+        leases = self._workers[worker].leases
+        return sum(self._specs[key].cost for lease_id in leases for key in self._open[lease_id])
 
     def _choose_model(self, worker: int) -> str | None:
         longest = {
@@ -275,8 +309,11 @@ class Scheduler:
             return self._workers[worker].model
         return min(longest, key=longest.__getitem__, default=None)
 
-    def _fill(self, worker: int, model: str, stage: str) -> tuple[TaskKey, ...]:
-        """Take the longest ready tasks up to the worker's capacity, and no more than its share of what is ready."""
+    def _fill(self, worker: int, model: str, stage: str, budget: float | None) -> tuple[TaskKey, ...]:
+        """Take the longest ready tasks up to the worker's capacity, and no more than its share of what is ready.
+
+        A task that does not fit into the budget is not taken, nor any after it: time is short for all of them.
+        """
         queue = self._ready[model][stage]
         share = self._ready_atoms[model, stage] / (
             self._leases_in_flight * max(len(self._workers), self._workers_expected)
@@ -288,6 +325,10 @@ class Scheduler:
             key = queue[0][2]
             if tasks and atoms + self._specs[key].atoms > target:
                 break
+            if budget is not None:
+                budget -= self._specs[key].cost
+                if budget < 0:
+                    break
             heapq.heappop(queue)
             atoms += self._specs[key].atoms
             tasks.append(key)
@@ -329,9 +370,14 @@ class Scheduler:
         """Cost of all that can still be done, in the unit of `TaskSpec.cost`."""
         return max(self._left_cost, 0.0)
 
-    def lease_of(self, lease_id: int) -> Lease | None:
-        """The lease of that number, if it is out."""
-        return self._leases.get(lease_id)
+    def leases_of(self, worker: int) -> tuple[Lease, ...]:
+        """Leases that a worker holds, the one it is running first."""
+        return tuple(self._leases[lease_id] for lease_id in sorted(self._workers[worker].leases))
+
+    def running_cost(self, worker: int) -> float:
+        """Cost of what is unfinished of the lease that a worker is running."""
+        leases = self.leases_of(worker)
+        return sum(self._specs[key].cost for key in self._open[leases[0].id]) if leases else 0.0
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 

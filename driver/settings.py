@@ -196,6 +196,10 @@ class ExecutionSettings:
         After a signal, how long running leases may go on.
     commit_every_s : float
         No result waits longer for its commit.
+    walltime : str or None
+        Length of the run (`HH:MM:SS` or seconds); None: what Slurm says, if it runs this job.
+    patience_s : float
+        A worker that is silent for this much longer than its own speed explains is given up.
     """
 
     device: str = "auto"
@@ -206,6 +210,8 @@ class ExecutionSettings:
     signals: tuple[str, ...] = ("SIGTERM", "SIGINT", "SIGUSR1")
     grace_s: float = 20.0
     commit_every_s: float = 1.0
+    walltime: str | None = None
+    patience_s: float = 600.0
 
     def __post_init__(self) -> None:
         _require(
@@ -214,6 +220,7 @@ class ExecutionSettings:
         )
         _require(self.max_attempts >= 1, "max_attempts is at least 1")
         _require(self.leases_in_flight >= 1, "leases_in_flight is at least 1")
+        _require(self.patience_s > 0, "patience_s is positive")
 
 
 @dataclass(frozen=True)

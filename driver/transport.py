@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -12,13 +13,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from driver.errors import UsageError
-from driver.messages import Stop, ToMaster, ToWorker
+from driver.errors import InterruptedRunError, UsageError
+from driver.messages import Beat, Gone, Stop, ToMaster, ToWorker
 
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMI_RANK", "PALS_RANKID", "MPI_LOCALNRANKS")
 """Environment variables of which MPI launchers set at least one."""
 
 _POLL_SHORTEST_S, _POLL_LONGEST_S = 5e-5, 0.05
+
+EXIT_CRASHED = 70
+"""Exit code of a job that a defect of this program has ended."""
+
+BEAT_S = 5.0
+"""While a lease runs, how often a worker says that it is alive (where its stage looks up)."""
+
+_CLOSE_S = 10.0
 
 
 class Handler(Protocol):
@@ -37,6 +46,7 @@ class MasterTransport(Protocol):
     """The master's end."""
 
     workers: tuple[int, ...]
+    survives_deaths: bool
 
     def send(self, worker: int, message: ToWorker) -> None:
         """Hand a message over; returns at once."""
@@ -60,6 +70,7 @@ class InProcessTransport:
 
     def __init__(self) -> None:
         self.workers: tuple[int, ...] = (0,)
+        self.survives_deaths = False
         self._inbox: deque[ToWorker] = deque()
 
     def attach(self, worker: Handler) -> None:
@@ -94,39 +105,88 @@ class InProcessTransport:
 
 
 class MPIMaster:
-    """The master's end over MPI. Sends never block, so master and worker cannot wait for each other."""
+    """The master's end over MPI. Sends never block, so master and worker cannot wait for each other.
+
+    Under an MPI with fault tolerance (ULFM) the death of a worker arrives as a message, `Gone`; any other MPI error,
+    and any without fault tolerance, ends the run.
+    """
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm
-        self._sends: list[Any] = []
-        self.workers = tuple(range(1, comm.Get_size()))
+        self._sends: list[tuple[int, Any]] = []
+        self._dead: set[int] = set()
+        self._gone: deque[int] = deque()
+        self.workers: tuple[int, ...] = tuple(range(1, comm.Get_size()))
+        self.survives_deaths = survives_deaths()
 
     def send(self, worker: int, message: ToWorker) -> None:
-        """Start sending; completed sends are let go of here."""
-        self._sends = [request for request in self._sends if not request.test()[0]]
-        self._sends.append(self._comm.isend(message, dest=worker))
+        """Start sending; to a dead worker nothing."""
+        self._sends = self._under_way()
+        if worker not in self._dead:
+            with self._noticing_deaths():
+                self._sends.append((worker, self._comm.isend(message, dest=worker)))
 
     def receive(self, timeout_s: float) -> tuple[int, ToMaster] | None:
         """Poll with growing pauses, so that an idle master sleeps instead of spinning."""
-        source = _wait_for_message(self._comm, time.monotonic() + timeout_s)
-        return None if source is None else (source, self._comm.recv(source=source))
+        with self._noticing_deaths():
+            source = _wait_for_message(self._comm, 0.0 if self._gone else time.monotonic() + timeout_s)
+            if source is not None:
+                return source, self._comm.recv(source=source)
+        return (self._gone.popleft(), Gone("its process has died")) if self._gone else None
 
     def ready(self) -> bool:
         """A message is waiting."""
-        return bool(self._comm.iprobe())
+        with self._noticing_deaths():
+            return bool(self._gone) or bool(self._comm.iprobe())
+        return True  # type: ignore[unreachable]  # a death has been noticed, which is a message
 
     def close(self) -> None:
-        """Wait until the workers have taken what was sent."""
-        for request in self._sends:
-            request.wait()
+        """Wait until the workers have taken what was sent, but not for one that takes nothing."""
+        deadline = time.monotonic() + _CLOSE_S
+        while self._sends and time.monotonic() < deadline:
+            self._sends = self._under_way()
+            time.sleep(_POLL_LONGEST_S / 10)
+
+    def _under_way(self) -> list[tuple[int, Any]]:
+        left = []
+        for worker, request in self._sends:
+            done = worker in self._dead
+            if not done:
+                with self._noticing_deaths():
+                    done = request.test()[0]
+            if not done and worker not in self._dead:
+                left.append((worker, request))
+        return left
+
+    @contextlib.contextmanager
+    def _noticing_deaths(self) -> Iterator[None]:
+        from mpi4py import MPI
+
+        try:
+            yield
+        except MPI.Exception as error:
+            death = error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
+            if not (death and self.survives_deaths):
+                raise InterruptedRunError(f"MPI has failed ({error}); run the same command again") from error
+            self._comm.Ack_failed()
+            failed, everybody = self._comm.Get_failed(), self._comm.Get_group()
+            ranks = MPI.Group.Translate_ranks(failed, list(range(failed.Get_size())), everybody)
+            new = sorted(set(ranks) - self._dead)
+            self._dead.update(new)
+            self._gone.extend(new)
 
 
-def _wait_for_message(comm: Any, deadline: float | None) -> int | None:
+def survives_deaths() -> bool:
+    """Whether this MPI goes on when a rank dies: Open MPI under `mpirun --with-ft ulfm`."""
+    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112
+
+
+def _wait_for_message(comm: Any, deadline: float | None, source: int | None = None) -> int | None:
     from mpi4py import MPI
 
     status = MPI.Status()
     pause = _POLL_SHORTEST_S
-    while not comm.iprobe(source=MPI.ANY_SOURCE, status=status):
+    while not comm.iprobe(source=MPI.ANY_SOURCE if source is None else source, status=status):
         if deadline is not None and time.monotonic() >= deadline:
             return None
         time.sleep(pause)
@@ -141,11 +201,23 @@ class MPIWorker:
         self._comm = comm
         self._inbox: deque[ToWorker] = deque()
         self._sends: list[Any] = []
+        self._busy = False
+        self._last_beat = 0.0
 
     def pending(self) -> Sequence[ToWorker]:
-        """Messages that have come and not been dealt with; cheap enough to ask for between time steps."""
-        while self._comm.iprobe(source=0):
-            self._inbox.append(self._comm.recv(source=0))
+        """Messages that have come and not been dealt with; cheap enough to ask for between time steps.
+
+        Raises
+        ------
+        MasterGoneError
+            If the master has died.
+        """
+        with _master_may_die():
+            while self._comm.iprobe(source=0):
+                self._inbox.append(self._comm.recv(source=0))
+            if self._busy and time.monotonic() - self._last_beat > BEAT_S:
+                self._last_beat = time.monotonic()
+                self._sends.append(self._comm.isend(Beat(), dest=0))
         return tuple(self._inbox)
 
     def serve(self, worker: Handler) -> None:
@@ -153,19 +225,38 @@ class MPIWorker:
         self._post(worker.start())
         while True:
             if not self._inbox:
-                _wait_for_message(self._comm, None)
+                with _master_may_die():
+                    _wait_for_message(self._comm, None, source=0)
                 self.pending()
             message = self._inbox.popleft()
             if isinstance(message, Stop):
                 break
+            self._busy, self._last_beat = True, time.monotonic()
             self._post(worker.handle(message))
-        for request in self._sends:
-            request.wait()
+            self._busy = False
+        with _master_may_die():
+            for request in self._sends:
+                request.wait()
 
     def _post(self, answers: Iterator[ToMaster]) -> None:
         for answer in answers:
-            self._sends = [request for request in self._sends if not request.test()[0]]
-            self._sends.append(self._comm.isend(answer, dest=0))
+            with _master_may_die():
+                self._sends = [request for request in self._sends if not request.test()[0]]
+                self._sends.append(self._comm.isend(answer, dest=0))
+
+
+class MasterGoneError(BaseException):
+    """The master has died. No task's failure, so no handler of tasks' exceptions may catch it."""
+
+
+@contextlib.contextmanager
+def _master_may_die() -> Iterator[None]:
+    from mpi4py import MPI
+
+    try:
+        yield
+    except MPI.Exception as error:
+        raise MasterGoneError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -235,6 +326,8 @@ def connect() -> World:
             "install it for this machine's MPI (pip install mpi4py) or run without the launcher"
         ) from error
     comm = pkl5.Intracomm(MPI.COMM_WORLD)
+    if survives_deaths():
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
     size = comm.Get_size()
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", size))
     if size == 1 and tasks > 1:
@@ -262,7 +355,7 @@ def abort_on_error(world: World) -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         traceback.print_exception(kind, error, trace)
         sys.stderr.flush()
-        world.comm.Abort(1)
+        world.comm.Abort(EXIT_CRASHED)
 
     sys.excepthook = hook
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from driver.archive.records import TaskFailure, TaskResult
 from driver.errors import LatdynError
-from driver.interrupts import Interrupts
-from driver.messages import Drain, Hello, LeaseEnd, LeaseFailure, Outcome, Refusal, Stop, ToMaster, ToWorker, Work
+from driver.interrupts import Interrupts, kill_process
+from driver.messages import Drain, Hello, Kill, LeaseEnd, LeaseFailure, Outcome, Refusal, Stop, ToMaster, ToWorker, Work
 from driver.models import ModelFile
 
 if TYPE_CHECKING:
@@ -106,12 +107,14 @@ class Worker:
         except Exception as error:
             yield Refusal(str(error) if isinstance(error, LatdynError) else f"{type(error).__name__}: {error}")
             return
-        yield Hello(self._identity.host, self._identity.device, self._capacity_atoms)
+        yield Hello(self._identity.host, os.getpid(), self._identity.device, self._capacity_atoms)
 
     def handle(self, message: ToWorker) -> Iterator[ToMaster]:
         """Deal with one message."""
         if isinstance(message, Drain):
             self._drain(message.grace_s)
+        elif isinstance(message, Kill):
+            kill_process(message.pid)
         elif isinstance(message, Work):
             yield from self._run(message)
 
@@ -160,6 +163,8 @@ class Worker:
             for message in self._pending():
                 if isinstance(message, Drain):
                     self._drain(message.grace_s)
+                elif isinstance(message, Kill):
+                    kill_process(message.pid)
                 elif isinstance(message, Stop):  # the master has ended without waiting for what runs here
                     self._drain(0.0)
             if self._interrupts.requested:

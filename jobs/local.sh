@@ -13,7 +13,8 @@ make_environment .venv run,mpi || exit 2
 
 workers=${WORKERS:-$(nproc)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-launch=(.venv/bin/mpirun --bind-to none --oversubscribe -n $((1 + workers)))
+# With fault tolerance (ULFM) the campaign goes on when a worker dies.
+launch=(.venv/bin/mpirun --with-ft ulfm --bind-to none --oversubscribe -n $((1 + workers)))
 [ "$(id -u)" = 0 ] && launch+=(--allow-run-as-root)
 
 # mpirun answers SIGINT and SIGTERM by killing its ranks at once, but passes SIGUSR1 on: with that they finish what they

@@ -45,9 +45,9 @@ def test_every_command_runs(toy_archive, tmp_path):
                 "--to",
                 to,
                 "-o",
-                str(tmp_path / f"x.{to}"),
+                str(tmp_path / name),
             )
-            for to in ("phonopy", "h5md", "extxyz", "ase")
+            for to, name in (("phonopy", "p.yaml"), ("h5md", "t.h5"), ("extxyz", "t.extxyz"), ("ase", "r.traj"))
         ),
     ]
     (tmp_path / "reference.csv").write_text(f"formula,sigma_300K\n{material},0.4\nCs2AgBiBr6,0.3\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from driver.interrupts import Interrupts
 from driver.master import Master, Summary
 from driver.models import ModelFile
 from driver.scheduler import Scheduler, TaskSpec
+from driver.settings import ExecutionSettings
 from driver.transport import InProcessTransport
 from driver.worker import Worker, WorkerIdentity
 
@@ -54,7 +56,13 @@ class Silent:
 
 
 def run(
-    path: Path, runner: ToyRunner, *, tasks=None, capacity: int = 1000, attempts: int = 3
+    path: Path,
+    runner: ToyRunner,
+    *,
+    tasks=None,
+    capacity: int = 1000,
+    attempts: int = 3,
+    walltime_s: float | None = None,
 ) -> tuple[Summary, Silent]:
     """Run a campaign to its end or to a signal, resuming what is there."""
     if path.exists():
@@ -70,7 +78,9 @@ def run(
         identity = WorkerIdentity(0, "host", "cpu", capacity)
         transport.attach(Worker(identity, models, runner, transport.pending, interrupts, grace_s=0.05))
         scheduler = Scheduler(tasks or specs(), writer.view.task_states(), max_attempts=attempts)
-        master = Master(scheduler, transport, writer, interrupts, progress, grace_s=0.05)
+        end_s = None if walltime_s is None else time.monotonic() + walltime_s
+        execution = ExecutionSettings(grace_s=0.05)
+        master = Master(scheduler, transport, writer, interrupts, progress, execution, host="host", end_s=end_s)
         return master.run(), progress
 
 
@@ -164,6 +174,15 @@ def test_a_signal_drains_and_the_same_call_finishes(tmp_path, name):
     with open_archive(archive) as view:
         assert sum(state.status == "done" for state in view.task_states().values()) == summary.counts.done
     summary, _ = run(archive, ToyRunner())
+    assert (summary.counts.done, summary.interrupted_by) == (15, "")
+
+
+def test_the_wall_time_stops_what_cannot_finish(tmp_path):
+    """12 s are left, 10 s of them for the last commits: tasks of 0.2 s are handed out for 2 s, then no more."""
+    summary, _ = run(tmp_path / "a.h5", ToyRunner(seconds=0.2), capacity=8, walltime_s=12.0)
+    assert summary.interrupted_by == "wall time"
+    assert 0 < summary.counts.done < 15 and summary.seconds < 3
+    summary, _ = run(tmp_path / "a.h5", ToyRunner(), walltime_s=1000.0)
     assert (summary.counts.done, summary.interrupted_by) == (15, "")
 
 

@@ -174,7 +174,8 @@ def test_lost_worker_gives_its_tasks_back_and_drain_hands_out_nothing():
     scheduler.add_worker(2, 1000)
     leases = scheduler.assign()
     lost = [key for lease in leases if lease.worker == 1 for key in lease.tasks]
-    assert sorted(scheduler.remove_worker(1)) == sorted(lost)
+    running = next(lease for lease in leases if lease.worker == 1)
+    assert scheduler.lose_worker(1) == running.tasks
     for lease in leases:
         if lease.worker == 2:
             scheduler.end_lease(lease.id)
@@ -210,7 +211,9 @@ def test_any_order_of_events_ends_with_every_task_settled(seed, materials, worke
         lease = out.pop(rng.randrange(len(out)))
         event = rng.random()
         if event < 0.05 and len(scheduler.workers) > 1:
-            scheduler.remove_worker(lease.worker)
+            suspects = scheduler.lose_worker(lease.worker)
+            if len(suspects) == 1:
+                scheduler.fail(suspects[0])
             out = [other for other in out if other.worker != lease.worker]
             continue
         if event < 0.15:
@@ -258,3 +261,39 @@ def test_simulated_machine_is_kept_busy(workers):
     assert scheduler.exhausted
     bound = max(sum(cost.values()) / workers, 1.1 * (10 + segments * 100))
     assert now < 1.1 * bound + 100
+
+
+def test_suspects_of_a_death_run_alone_and_the_killer_is_given_up():
+    specs = [TaskSpec(TaskKey(f"M{i}", "m", "relax"), 1, 1.0) for i in range(8)]
+    killer = specs[3].key
+    scheduler = Scheduler(specs, max_attempts=3)
+    workers = iter(range(100))
+    scheduler.add_worker(next(workers), 1000)
+    deaths = 0
+    while leases := scheduler.assign():
+        for lease in leases:
+            if lease.worker not in scheduler.workers:
+                continue
+            if killer in lease.tasks and lease == scheduler.leases_of(lease.worker)[0]:
+                deaths += 1
+                suspects = scheduler.lose_worker(lease.worker)
+                scheduler.add_worker(next(workers), 1000)
+                if len(suspects) == 1:
+                    assert scheduler.fail(suspects[0]) == (deaths == 3)
+                continue
+            for key in lease.tasks:
+                scheduler.finish(key)
+            scheduler.end_lease(lease.id)
+    counts = scheduler.counts
+    assert (deaths, counts.done, counts.quarantined, counts.left) == (3, 7, 1, 0)
+
+
+def test_a_budget_keeps_back_what_does_not_fit():
+    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), 1, 10.0) for i in range(8)])
+    scheduler.add_worker(1, 1000)
+    scheduler.add_worker(2, 1000)
+    leases = scheduler.assign({1: 25.0, 2: 5.0})
+    assert {lease.worker for lease in leases} == {1}
+    assert sum(len(lease.tasks) for lease in leases) == 2
+    assert scheduler.assign({1: 25.0, 2: 5.0}) == []
+    assert scheduler.counts.left == 8

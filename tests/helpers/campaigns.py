@@ -25,16 +25,21 @@ SHORT = (
 def command(arguments: list[str], ranks: int = 0) -> list[str]:
     """Command line of `python -m ...`, under mpirun if there are ranks."""
     python = [sys.executable, "-m", *arguments]
-    if not ranks:
-        return python
-    mpirun = shutil.which("mpirun") or str(Path(sys.executable).parent / "mpirun")
+    return [*mpirun(ranks), *python] if ranks else python
+
+
+def mpirun(ranks: int, *options: str) -> list[str]:
+    """The real mpirun, that of the environment first."""
+    beside = Path(sys.executable).parent / "mpirun"
+    program = str(beside) if beside.exists() else shutil.which("mpirun") or "mpirun"
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return [mpirun, "--oversubscribe", "--bind-to", "none", *root, "-n", str(ranks), *python]
+    return [program, "--oversubscribe", "--bind-to", "none", *root, *options, "-n", str(ranks)]
 
 
 def environment() -> dict[str, str]:
     """Of a user's shell, with one thread per rank."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": path}
 
 
 def call(arguments: list[str], ranks: int = 0, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:

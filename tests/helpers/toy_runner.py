@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from archive_samples import displace_result, dynamics_result, relax_result
 
 from driver.archive.records import TaskFailure, TaskKey, TaskResult
-from driver.errors import TaskError
+from driver.errors import LatdynError, TaskError
 from driver.models import ModelFile
-from driver.stages.outcomes import failure
 from driver.tasks import TaskInput
 
 RESULTS = {
@@ -19,6 +18,11 @@ RESULTS = {
     "displace": lambda key: displace_result(key.material, key.model),
     "dynamics": lambda key: dynamics_result(key.material, key.model, key.segment),
 }
+
+
+def failure(key: TaskKey, error: Exception) -> TaskFailure:
+    """As the stages make one."""
+    return TaskFailure(key, type(error).__name__, str(error), f"Traceback: {error}", isinstance(error, LatdynError))
 
 
 class ToyMemoryError(RuntimeError):
