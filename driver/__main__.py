@@ -1,4 +1,4 @@
-"""Command line: run, plan, status, verify, models."""
+"""Command line: run, plan, status, verify, merge, models."""
 
 from __future__ import annotations
 
@@ -69,6 +69,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     form.add_argument("--done", action="store_true", help="print only the number of tasks done")
     command = _add(commands, "verify", _verify, "recompute every checksum and name what is wrong")
     command.add_argument("archive", type=Path)
+    command.add_argument("--drop", action="store_true", help="give up what is damaged, for the next run to do again")
+    command = _add(commands, "merge", _merge, "make one archive of several of the same campaign")
+    command.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE", help="the first is preferred")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="ARCHIVE", help="must not exist")
     command = _add(commands, "models", _models, "list the models, or fetch them (compute nodes have no internet)")
     command.add_argument("action", nargs="?", default="list", choices=("list", "fetch"))
     command.add_argument("names", nargs="*", metavar="NAME", help="which to fetch")
@@ -123,9 +127,15 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from driver.status import print_verification
+    from driver.maintenance import print_verification
 
-    return print_verification(options.archive)
+    return print_verification(options.archive, drop=options.drop)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from driver.maintenance import print_merge
+
+    return print_merge(options.archives, options.output)
 
 
 def _models(options: argparse.Namespace) -> int:

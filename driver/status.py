@@ -1,8 +1,7 @@
-"""The commands `status` and `verify`: how far an archive's campaign is, and whether what it holds is intact."""
+"""The command `status`: how far an archive's campaign is."""
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from rich.text import Text
 
 from driver.archive.reader import ArchiveView, open_archive
 from driver.archive.records import STAGES
-from driver.archive.verify import verify
 from driver.progress import duration
 
 _SHOWN_FAILURES = 10
@@ -76,8 +74,8 @@ def campaign_status(view: ArchiveView, now_s: float) -> CampaignStatus:
     finished = tasks["finished_s"]
     return CampaignStatus(
         campaign=view.header.campaign,
-        materials=len(view.materials()),
-        models=len(view.models()),
+        materials=len(view.material_keys()),
+        models=len(view.model_keys()),
         refused=len(view.refused()),
         stages=tuple(StageStatus(m, s, **counts[m, s], seconds=seconds.get((m, s), 0.0)) for m, s in order),
         last_commit_s=now_s - float(finished.max()) if len(finished) else None,
@@ -141,20 +139,3 @@ def print_done(archive: Path) -> int:
             done = sum(state.status == "done" for state in view.task_states().values())
     print(done)
     return 0
-
-
-def print_verification(archive: Path) -> int:
-    """Recompute every checksum; print what is wrong. Return 1 if anything is.
-
-    Raises
-    ------
-    ArchiveError
-        If there is no archive, or it cannot be opened at all.
-    """
-    with open_archive(archive) as view:
-        done = sum(state.status == "done" for state in view.task_states().values())
-    findings = verify(archive, workers=os.cpu_count() or 1)
-    for finding in findings:
-        print(finding)
-    print(f"{archive}: {done} tasks checked, {len(findings)} things wrong")
-    return 1 if findings else 0

@@ -145,6 +145,14 @@ def segment_slice(dataset: h5d.DatasetID, segment: int) -> slice | None:
     return slice(segment * rows, (segment + 1) * rows)
 
 
+def truncate_segments(group: h5g.GroupID, segments: int) -> None:
+    """Cut what grows below a group to so many segments."""
+    for _, item in canonical_items(group):
+        rows = segment_slice(item, segments - 1) if isinstance(item, h5d.DatasetID) else None
+        if rows is not None and item.shape[0] > rows.stop:
+            item.set_extent((rows.stop, *item.shape[1:]))
+
+
 def set_attribute(target: h5d.DatasetID | h5g.GroupID, name: str, value: Any) -> None:
     """Set an attribute of a new object; texts are of variable length, so that h5py returns them as str."""
     if isinstance(value, str):

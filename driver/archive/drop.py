@@ -15,11 +15,10 @@ from h5py import h5d
 
 from driver.archive.datasets import (
     append_rows,
-    canonical_items,
     create_table,
-    segment_slice,
     table_length,
     table_type,
+    truncate_segments,
     write_rows,
 )
 from driver.archive.reader import last_of_each
@@ -255,10 +254,7 @@ def _stands(h5: h5py.File, material: str, model: str, stage: str) -> bool:
 def _truncate(h5: h5py.File, path: str, segments: int) -> None:
     """Cut what grows below a group to so many segments."""
     try:
-        for _, item in canonical_items(h5[path].id):
-            rows = segment_slice(item, segments - 1) if isinstance(item, h5d.DatasetID) else None
-            if rows is not None and item.shape[0] > rows.stop:
-                item.set_extent((rows.stop, *item.shape[1:]))
+        truncate_segments(h5[path].id, segments)
     except _HDF5_ERRORS as error:
         raise _UndeletableError(path) from error
 

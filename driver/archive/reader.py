@@ -135,16 +135,9 @@ class ArchiveView:
         """All materials by key, in the order in which they were added."""
         columns = self._columns("materials")
         folder = self._source.h5["materials"].id
+        structures = (read_structure(h5g.open(folder, f"{key}/structure".encode())) for key in columns["key"])
         return {
-            key: MaterialRecord(
-                key=key,
-                formula=columns["formula"][row],
-                structure=read_structure(h5g.open(folder, f"{key}/structure".encode())),
-                source=columns["source"][row],
-                prototype=columns["prototype"][row],
-                descriptors=json.loads(columns["descriptors"][row]),
-            )
-            for row, key in enumerate(columns["key"])
+            columns["key"][row]: material_record(columns, row, structure) for row, structure in enumerate(structures)
         }
 
     def material_keys(self) -> list[str]:
@@ -277,6 +270,11 @@ class ArchiveView:
         return h5py.Group(self._group(material, model, stage))
 
     @_consistent
+    def copy_group(self, material: str, model: str, stage: str, target: h5py.Group) -> None:
+        """Copy a stage's HDF5 group, with all that is in it, into a group of another file."""
+        target.copy(h5py.Group(self._group(material, model, stage)), target, name=stage)
+
+    @_consistent
     def structure(self, material: str) -> Structure:
         """Return a material's structure as given to the campaign."""
         path = f"materials/{material}/structure"
@@ -327,6 +325,18 @@ def open_archive(path: Path | str, *, storage: Storage | None = None) -> Archive
     path = Path(path)
     with clear_errors(path):
         return ArchiveView(SnapshotSource(path, storage))
+
+
+def material_record(columns: Columns, row: int, structure: Structure) -> MaterialRecord:
+    """Return the record of a row of the table of materials."""
+    return MaterialRecord(
+        key=columns["key"][row],
+        formula=columns["formula"][row],
+        structure=structure,
+        source=columns["source"][row],
+        prototype=columns["prototype"][row],
+        descriptors=json.loads(columns["descriptors"][row]),
+    )
 
 
 def intact_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:

@@ -92,7 +92,7 @@ def test_a_lost_worker_costs_only_its_lease(tmp_path, how):
     assert code == 0, output
     assert "rank 2 on" in output and "is lost" in output
     assert len(done(archive)) == 40 and verify(archive) == []
-    assert not Path(f"/proc/{pids[2]}").exists()
+    wait_until(lambda: not Path(f"/proc/{pids[2]}").exists())
 
 
 def test_the_campaign_goes_on_until_one_worker_is_left(tmp_path):
@@ -117,7 +117,7 @@ def test_a_dead_master_ends_the_workers_and_the_run_resumes(tmp_path):
     code, output = finish(process)
     assert code != 0, output
     assert before <= done(archive) and verify(archive) == []
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()))
     code, output = finish(launch(archive, "--materials", "4"))
     assert code == 0, output
     assert len(done(archive)) == 20 and verify(archive) == []
