@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
@@ -49,14 +50,23 @@ def empty_archive(header: Header) -> bytes:
 def place(storage: Storage, path: Path, data: bytes) -> None:
     """Make a file appear under its name whole, and without a journal of an earlier file."""
     temporary = path.with_name(path.name + ".new")
-    descriptor = storage.open(temporary, write=True, create=True)
+    try:
+        _write(storage, temporary, data)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            storage.remove(temporary)
+        raise
+    storage.remove(journal_path(path))
+    storage.sync_directory(path.parent)
+    storage.replace(temporary, path)
+    storage.sync_directory(path.parent)
+
+
+def _write(storage: Storage, path: Path, data: bytes) -> None:
+    descriptor = storage.open(path, write=True, create=True)
     try:
         storage.resize(descriptor, 0)
         storage.write_at(descriptor, data, 0)
         storage.sync(descriptor)
     finally:
         storage.close(descriptor)
-    storage.remove(journal_path(path))
-    storage.sync_directory(path.parent)
-    storage.replace(temporary, path)
-    storage.sync_directory(path.parent)

@@ -11,9 +11,8 @@ import pytest
 from archive_samples import attempt, campaign, failure, kill, material, new_archive, relax_result
 
 from driver.archive.reader import last_of_each, open_archive
-from driver.archive.schema import TABLES, fill_row_checksums
 from driver.archive.records import ArchiveError, RefusedMaterial, Structure, TaskKey
-from driver.archive.schema import TABLES
+from driver.archive.schema import TABLES, fill_row_checksums
 from driver.archive.writer import ArchiveWriter
 
 
