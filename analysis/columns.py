@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,9 @@ class RowBuilder:
     """Makes rows of the metrics table from results and from what the archive's tables say."""
 
     def __init__(self, view: ArchiveView, campaign: CampaignSettings, settings: AnalysisSettings) -> None:
-        self.materials, self.models = view.materials(), view.models()
+        materials = view.table("materials")
+        self.rows = {key: row for row, key in enumerate(materials["key"])}
+        self.materials, self.models = materials, view.models()
         self.relax, self.displace = StageScalars(view, "relax"), StageScalars(view, "displace")
         self.evaluators = _evaluators(view)
         self.campaign, self.settings = campaign, settings
@@ -62,27 +65,27 @@ class RowBuilder:
     def row(self, result: PairResult, state: PairState) -> dict[str, Any]:
         """Return one row: identity, labels, phonons, sigma, run, crystal, provenance, state."""
         pair = (result.material, result.model)
-        material = self.materials[result.material]
+        material = {name: values[self.rows[result.material]] for name, values in self.materials.items()}
         converged = self.relax.take(pair, ("space_group_initial", "space_group_final"))
         return {
             "material": result.material,
             "model": result.model,
-            "formula": material.formula,
-            "prototype": material.prototype,
+            "formula": material["formula"],
+            "prototype": material["prototype"],
             **_labels(result),
             **_phonon_columns(result.phonons, self.settings),
             **_sigma_columns(result.anharmonicity),
-            **_site_columns(result, material.prototype),
+            **_site_columns(result, material["prototype"]),
             **_run_columns(result.anharmonicity),
             **converged,
             **_crystal_columns(result.sites),
             **self.relax.take(pair, RELAXED),
             **self.displace.take(pair, DISPLACED),
-            **material.descriptors,
+            **json.loads(material["descriptors"]),
             **{f"{stage}_status": status for stage, status in state.stages.items()},
             "dynamics_segments": state.segments,
             "failure": "; ".join(filter(None, [state.failure, *result.problems])),
-            "source": material.source,
+            "source": material["source"],
             "model_sha256": self.models[result.model].sha256,
             "model_head": self.models[result.model].head,
             "dynamics_evaluator": self.evaluators.get(pair, ""),

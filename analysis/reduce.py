@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from analysis.pair import PairResult, reduce_pair
 from analysis.settings import AnalysisSettings, CampaignSettings, campaign_settings
 from analysis.states import PairState, pair_states
 from driver.archive.reader import ArchiveView, open_archive
+from driver.archive.verify import Finding, StoredTask, check_tasks, stored_tasks
 from driver.errors import UsageError
 
 PAIRS_PER_CHUNK = 8
@@ -88,7 +90,7 @@ def reduce_archive(
         if not states:
             raise UsageError(f"{path} holds no materials and models yet: nothing to reduce")
         job = _Job(str(path), campaign, settings, details)
-        pairs = [(material, model, state.reducible) for (material, model), state in states.items()]
+        pairs = _pairs(view, states)
         if processes > 1 and len(pairs) > 1:
             results = _in_parallel(job, pairs, processes)
         else:
@@ -105,15 +107,44 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(FLAGS, "boolean") | dict.fromkeys(COUNTS, "Int64"))
 
 
-Pair = tuple[str, str, frozenset[str]]
+@dataclass(frozen=True)
+class _Pair:
+    """A material and model to reduce: stages that have results, what these claim to be, what is known to be wrong."""
+
+    material: str
+    model: str
+    stages: frozenset[str]
+    stored: tuple[StoredTask, ...]
+    findings: tuple[Finding, ...]
 
 
-def _reduce(view: ArchiveView, job: _Job, pairs: Sequence[Pair]) -> Iterator[PairResult]:
-    for material, model, stages in pairs:
-        yield reduce_pair(view, material, model, stages, job.campaign, job.settings, details=job.details)
+def _pairs(view: ArchiveView, states: Mapping[tuple[str, str], PairState]) -> list[_Pair]:
+    stored: dict[tuple[str, str], list[StoredTask]] = defaultdict(list)
+    findings: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    tasks, problems = stored_tasks(view)
+    for task in tasks:
+        stored[task.key.material, task.key.model].append(task)
+    for finding in problems:
+        if finding.key is not None:
+            findings[finding.key.material, finding.key.model].append(finding)
+    return [_Pair(*pair, state.reducible, tuple(stored[pair]), tuple(findings[pair])) for pair, state in states.items()]
 
 
-def _in_parallel(job: _Job, pairs: Sequence[Pair], processes: int) -> dict[tuple[str, str], PairResult]:
+def _reduce(view: ArchiveView, job: _Job, pairs: Sequence[_Pair]) -> Iterator[PairResult]:
+    for pair in pairs:
+        findings = [*pair.findings, *check_tasks(view, pair.stored)]
+        stages = _intact(pair.stages, {finding.key.stage for finding in findings if finding.key})
+        result = reduce_pair(view, pair.material, pair.model, stages, job.campaign, job.settings, details=job.details)
+        damage = (f"damaged, see `driver verify`: {finding}" for finding in findings)
+        yield replace(result, problems=(*damage, *result.problems))
+
+
+def _intact(stages: frozenset[str], damaged: set[str]) -> frozenset[str]:
+    """Return the stages that neither are damaged nor build on one that is."""
+    return frozenset() if "relax" in damaged else stages - damaged
+
+
+def _in_parallel(job: _Job, pairs: Sequence[_Pair], processes: int) -> dict[tuple[str, str], PairResult]:
     chunks = [pairs[start : start + PAIRS_PER_CHUNK] for start in range(0, len(pairs), PAIRS_PER_CHUNK)]
     # Spawned, not forked: neither an open archive nor a library's threads survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -134,6 +165,6 @@ def _one_thread_each() -> Iterator[None]:
             del os.environ[name]
 
 
-def _reduce_chunk(job: _Job, pairs: Sequence[Pair]) -> list[PairResult]:
+def _reduce_chunk(job: _Job, pairs: Sequence[_Pair]) -> list[PairResult]:
     with open_archive(job.path) as view:
         return list(_reduce(view, job, pairs))

@@ -49,8 +49,8 @@ def pair_states(view: ArchiveView, campaign: CampaignSettings) -> dict[tuple[str
         tasks[key.material, key.model, key.stage][key.segment] = state
     failures = _failures(view)
     states = {}
-    for material in view.materials():
-        for model in view.models():
+    for material in view.material_keys():
+        for model in view.model_keys():
             stages = {stage: _status(tasks[material, model, stage]) for stage in REDUCED_STAGES}
             segments = _chain_length(tasks[material, model, "dynamics"])
             if stages["dynamics"] == "done" and campaign.segments is not None and segments < campaign.segments:

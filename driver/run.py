@@ -146,8 +146,8 @@ def _nothing_left(campaign: Campaign) -> Counts | None:
     settings = campaign.configuration.settings
     with open_archive(campaign.archive) as view:
         _refuse_other_physics(campaign, view.header)
-        known = view.materials().keys() >= {m.key for m in campaign.materials.records}
-        if not known or not view.models().keys() >= campaign.models.keys():
+        known = set(view.material_keys()) >= {m.key for m in campaign.materials.records}
+        if not known or view.missing_structures() or not set(view.model_keys()) >= campaign.models.keys():
             return None
         counts = Scheduler(campaign.tasks, view.task_states()).counts
         retry = settings.retry == "failed" and counts.quarantined > 0

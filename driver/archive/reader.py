@@ -149,6 +149,12 @@ class ArchiveView:
         return list(self.table("models")["key"])
 
     @_consistent
+    def missing_structures(self) -> list[str]:
+        """Keys of the materials whose structures have been dropped, so that they must be added again."""
+        folder = self._source.h5["materials"].id
+        return [key for key in self._keys("materials") if _lacks_structure(folder, key.encode())]
+
+    @_consistent
     def models(self) -> dict[str, ModelRecord]:
         """All models by key, in the order in which they were added."""
         columns = self._columns("models")
@@ -325,6 +331,13 @@ def open_archive(path: Path | str, *, storage: Storage | None = None) -> Archive
     path = Path(path)
     with clear_errors(path):
         return ArchiveView(SnapshotSource(path, storage))
+
+
+def _lacks_structure(folder: h5g.GroupID, key: bytes) -> bool:
+    try:
+        return key not in folder or b"structure" not in h5g.open(folder, key)
+    except (KeyError, ValueError, RuntimeError):
+        return False  # damaged, which is for `verify` to say
 
 
 def material_record(columns: Columns, row: int, structure: Structure) -> MaterialRecord:

@@ -133,6 +133,7 @@ class ArchiveWriter:
         """
         new: dict[str, MaterialRecord] = {}
         lost: list[MaterialRecord] = []
+        missing = set(self.view.missing_structures())
         for record in materials:
             known = self._structures.get(record.key)
             if record.key in new:
@@ -143,7 +144,7 @@ class ArchiveWriter:
                 raise ArchiveError(
                     f"material {record.key} is in {self.path} with another structure: give the new one another key"
                 )
-            elif record.key not in new and f"materials/{record.key}/structure" not in self.h5:
+            elif record.key in missing:
                 lost.append(record)
         rows = to_rows("materials", [material_row(record) for record in new.values()])
         if new or lost:
