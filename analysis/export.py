@@ -68,9 +68,9 @@ def export(
 def _check(view: ArchiveView, material: str, model: str, to: str) -> None:
     if to not in FORMATS:
         raise UsageError(f"no format {to!r}; there are {', '.join(FORMATS)}")
-    for what, key, known in (("material", material, view.materials()), ("model", model, view.models())):
+    for what, key, known in (("material", material, view.material_keys()), ("model", model, view.model_keys())):
         if key not in known:
-            listed = ", ".join(list(known)[:10]) + (", ..." if len(known) > 10 else "")
+            listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
             raise UsageError(f"no {what} {key!r} in {view.path}; there are {listed}")
     if not view.has(material, model, _NEEDS[to]):
         raise UsageError(f"{material} / {model}: stage {_NEEDS[to]}, which {to} needs, is not done in {view.path}")
@@ -92,7 +92,8 @@ def _phonopy(view: ArchiveView, material: str, model: str, folder: Path, distanc
 def _h5md(view: ArchiveView, material: str, model: str, path: Path) -> None:
     """Copy the trajectories into a file of their own: particles/all, or particles/replica_<i> where there are several.
 
-    Element names stay as the archive stores them; hard links (one step and time for all elements) are kept.
+    Element names stay as the archive stores them; hard links (one step and time for all elements) are kept. Edges
+    of the box are repeated for each frame and forces are in kJ mol-1 Angstrom-1, as MDAnalysis wants them.
     """
     source = view.group(material, model, "dynamics")
     count = replicas(view, material, model)
@@ -116,6 +117,26 @@ def _copy_replica(source: h5py.Group, target: h5py.File, name: str, *, alone: bo
     for observable in target[f"{temporary}/observables"]:
         target[f"{observables}/{observable}"] = target[f"{temporary}/observables/{observable}"]
     del target[temporary]
+    particles = target[f"particles/{name}"]
+    _repeat_edges(particles)
+    force = particles["force/value"]
+    force[...] = force[...] * (units.mol / units.kJ)
+    force.attrs["unit"] = "kJ mol-1 Angstrom-1"
+    if "units" in force.attrs:
+        force.attrs["units"] = "kJ mol-1 angstrom-1"
+
+
+def _repeat_edges(particles: h5py.Group) -> None:
+    """Turn the fixed edges of the box into a time-dependent element."""
+    fixed = particles["box/edges"]
+    cell, attributes = fixed[...], dict(fixed.attrs)
+    del particles["box/edges"]
+    edges = particles.create_group("box/edges")
+    for shared in ("step", "time"):
+        edges[shared] = particles[f"position/{shared}"]
+    frames = len(particles["position/step"])
+    edges["value"] = np.broadcast_to(cell, (frames, 3, 3))
+    edges["value"].attrs.update(attributes)
 
 
 def _extxyz(view: ArchiveView, material: str, model: str, path: Path) -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import ase.io
 import h5py
+import MDAnalysis
 import numpy as np
 import phonopy
 import pytest
+from MDAnalysis.lib.mdamath import triclinic_box, triclinic_vectors
 
 from analysis.export import export
 from analysis.harmonic import build_phonopy, commensurate_modes
@@ -44,6 +46,11 @@ def test_h5md_is_valid_and_whole(toy_archive, tmp_path):
         for element in ("position", "velocity", "force"):
             assert group[f"{element}/value"].shape == (200, 80, 3)
             assert group[f"{element}/step"].shape == (200,)
+        np.testing.assert_allclose(group["force/value"], 96.48533 * expected.forces_eV_A, rtol=1e-5)
+        assert group["force/value"].attrs["unit"] == "kJ mol-1 Angstrom-1"
+        assert group["box/edges/value"].shape == (200, 3, 3)
+        np.testing.assert_array_equal(group["box/edges/value"][-1], expected.cell_A)
+        assert group["box/edges/step"] == group["position/step"]
         assert group["velocity/time"] == group["position/time"], "one dataset of times, linked"
         assert file["observables/replica_1/potential_energy/value"].shape == (200,)
 
@@ -56,6 +63,21 @@ def test_h5md_of_one_replica_is_called_all(builder, stable_crystal, tmp_path):
     with h5py.File(tmp_path / "run.h5") as file:
         assert list(file["particles"]) == ["all"]
         assert set(file["observables"]) == {"potential_energy", "kinetic_energy"}
+
+
+def test_mdanalysis_opens_the_h5md_file(toy_archive, tmp_path):
+    (path,) = export(toy_archive, *PAIR, "h5md", tmp_path / "run.h5md")
+    with open_archive(toy_archive) as view:
+        expected = read_trajectory(view, *PAIR, 0)
+    universe = MDAnalysis.Universe.empty(len(expected.numbers), trajectory=False)
+    universe.load_new(str(path), format="H5MD")
+    assert len(universe.trajectory) == len(expected)
+    step = universe.trajectory[7]
+    np.testing.assert_allclose(step.positions, expected.positions_A[7], rtol=1e-6)
+    np.testing.assert_allclose(step.velocities, 1e3 * expected.velocities_A_fs[7], rtol=1e-5)  # in A/ps
+    np.testing.assert_allclose(step.forces, 96.48533 * expected.forces_eV_A[7], rtol=1e-5)  # in kJ/(mol A)
+    np.testing.assert_allclose(step.time, 1e-3 * expected.time_fs[7])  # in ps
+    np.testing.assert_allclose(step.triclinic_dimensions, triclinic_vectors(triclinic_box(*expected.cell_A)), rtol=1e-5)
 
 
 def test_extxyz_frames(toy_archive, stable_crystal, tmp_path):
