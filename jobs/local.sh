@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 . jobs/environment.sh
 make_environment .venv run,mpi || exit 2
 
-workers=${WORKERS:-$(nproc)}
+workers=${WORKERS:-$(env -u OMP_NUM_THREADS nproc)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # With fault tolerance (ULFM) the campaign goes on when a worker dies.
 launch=(.venv/bin/mpirun --with-ft ulfm --bind-to none --oversubscribe -n $((1 + workers)))

@@ -22,6 +22,6 @@ echo "== tests"
 if ! bash tests/slurm/install.sh; then
     echo "Slurm cannot be installed here: its tests will be skipped"
 fi
-$python -m pytest -n "$(nproc)" --dist loadgroup -m "not slurm and not mpi"
+$python -m pytest -n "$(env -u OMP_NUM_THREADS nproc)" --dist loadgroup -m "not slurm and not mpi"
 $python -m pytest -m mpi
 $python -m pytest -m slurm
