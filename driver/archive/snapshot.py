@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import time
@@ -15,6 +16,11 @@ from driver.archive.storage import Storage
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+_GONE = (errno.ESTALE, errno.ENOENT)
+"""What reading gives where a file has been removed on another machine."""
+_PATIENCE, _PAUSE_SECONDS = 4, 0.05
+"""How often to look again at a journal that does not fit its file, which may be a matter of caches."""
 
 LOCK_SECONDS = 60.0
 """How long to wait for a writer that is moving pages; a checkpoint takes a fraction of a second."""
@@ -50,10 +56,8 @@ class SnapshotFile(io.RawIOBase):
         self.stale = False
         self._storage = storage or Storage()
         self._position = 0
-        self._journal = -1
-        self._main = self._storage.open(path)
+        self._main = self._journal = -1
         try:
-            self._storage.wait_for_lock(self._main, LOCK_SECONDS)
             self._take()
         except BaseException:
             self._close_descriptors()
@@ -81,12 +85,18 @@ class SnapshotFile(io.RawIOBase):
         """Fill a buffer; what lies beyond the end is zeroed. Return the number of bytes that exist."""
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._contents.size - self._position))
-        existing = self._storage.read_at(self._main, view[:count], self._position)
-        view[existing:] = bytes(len(view) - existing)
-        lay_pages_over(self._contents.pages, view[:count], self._position)
-        if self._mark() != self._taken:
+        try:
+            existing = self._storage.read_at(self._main, view[:count], self._position)
+            current = existing == count and self._mark() == self._taken
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            current = False
+        if not current:
             self.stale = True
             raise StaleSnapshotError(f"{self.path} has been rewritten since it was opened")
+        view[count:] = bytes(len(view) - count)
+        lay_pages_over(self._contents.pages, view[:count], self._position)
         self._position += count
         return count
 
@@ -97,25 +107,31 @@ class SnapshotFile(io.RawIOBase):
             super().close()
 
     def _take(self) -> None:
-        """Read the journal; again if the writer emptied it meanwhile."""
-        deadline = time.monotonic() + LOCK_SECONDS
+        """Open both files and read the journal; again if the writer emptied it meanwhile.
+
+        Between machines a file's size and bytes may be those of some seconds ago, as of the last time that the file was
+        opened or locked: so everything is opened anew, and the main file is not read before the journal.
+        """
+        deadline, patience = time.monotonic() + LOCK_SECONDS, _PATIENCE
         while time.monotonic() < deadline:
-            self._open_journal()
-            self._taken = self._mark()
+            self._close_descriptors()
             try:
+                self._main = self._storage.open(self.path)
+                self._locked = self._storage.wait_for_lock(self._main, LOCK_SECONDS)
+                self._open_journal()
+                self._taken = self._mark()
                 self._contents = self._read_journal()
-            except JournalError:
                 if self._mark() == self._taken:
+                    return
+            except (JournalError, OSError) as error:
+                patience -= 1
+                if patience == 0 or (isinstance(error, OSError) and error.errno != errno.ESTALE):
                     raise
-            if self._mark() == self._taken:
-                return
+                time.sleep(_PAUSE_SECONDS)
         raise StaleSnapshotError(f"{self.path} is rewritten faster than it can be read")
 
     def _open_journal(self) -> None:
-        """Open the journal if there is one that says something."""
-        if self._journal >= 0:
-            self._storage.close(self._journal)
-        self._journal = -1
+        """Open the journal if there is one."""
         with contextlib.suppress(FileNotFoundError):
             self._journal = self._storage.open(journal_path(self.path))
 
@@ -131,12 +147,28 @@ class SnapshotFile(io.RawIOBase):
         return Contents(size=size, largest_size=size, digest=b"")
 
     def _mark(self) -> object:
-        """What changes before a page moves, and when the journal is emptied or removed."""
+        """What changes before a page moves, and when the journal is emptied or removed.
+
+        Without a lock the journal is opened anew: another machine's file may be cached here until then.
+        """
+        if self._journal >= 0 and not self._locked:
+            descriptor, self._journal = self._journal, -1
+            self._storage.close(descriptor)
+            self._open_journal()
         if self._journal < 0:
-            return self._storage.exists(journal_path(self.path)), self._storage.state(self._main)
+            return self._storage.exists(journal_path(self.path)), self._state()
         start = bytearray(MARK_OFFSET + MARK_BYTES)
         count = self._storage.read_at(self._journal, memoryview(start), 0)
         return bytes(start[:count])
+
+    def _state(self) -> tuple[int, int]:
+        if self._locked:
+            return self._storage.state(self._main)
+        descriptor = self._storage.open(self.path)
+        try:
+            return self._storage.state(descriptor)
+        finally:
+            self._storage.close(descriptor)
 
     def _close_descriptors(self) -> None:
         descriptors, self._main, self._journal = (self._main, self._journal), -1, -1

@@ -111,8 +111,8 @@ class Storage:
             raise
         return True
 
-    def wait_for_lock(self, descriptor: int, seconds: float) -> None:
-        """Take a shared lock, waiting for others; do without where the file system has no locks.
+    def wait_for_lock(self, descriptor: int, seconds: float) -> bool:
+        """Take a shared lock, waiting for others; return whether there is one: some file systems have none.
 
         Raises
         ------
@@ -120,7 +120,8 @@ class Storage:
             If another program keeps it from us for so long.
         """
         deadline = time.monotonic() + seconds
-        while self.lock(descriptor, exclusive=False) is False:
+        while (granted := self.lock(descriptor, exclusive=False)) is False:
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "it has been open for writing in another program")
             time.sleep(0.01)
+        return granted is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,3 +231,102 @@ def _sectors(operation: Operation) -> list[Operation]:
         parts.append(Operation("write", operation.name, start, data))
         start = stop
     return parts
+
+
+class NetworkStorage(QuickStorage):
+    """A file system on another machine, as seen by one of its clients: slow, and with caches.
+
+    Sizes, times, names and bytes may be those of `memory_s` seconds ago, as of when the file was last opened or locked;
+    reading brings neighbouring bytes into the cache. Now and then a read fails with one of `errors`.
+
+    Parameters
+    ----------
+    locks : bool
+        Whether locks work between machines.
+    seed : int
+    rate : float
+        Fraction of reads that fail.
+    """
+
+    BLOCK = 32 * 1024
+
+    def __init__(
+        self,
+        *,
+        locks: bool = True,
+        seed: int = 0,
+        rate: float = 0.0,
+        errors: Sequence[int] = (errno.ESTALE,),
+        memory_s: float = 3.0,
+    ) -> None:
+        self.failures = 0
+        self._locks, self._rate, self._errors, self._memory_s = locks, rate, errors, memory_s
+        self._rng = random.Random(seed)
+        self._blocks: dict[tuple[int, int], tuple[float, bytes]] = {}
+        self._states: dict[int, tuple[float, tuple[int, int]]] = {}
+        self._names: dict[Path, tuple[float, bool]] = {}
+
+    def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
+        self._wait()
+        descriptor = super().open(path, write=write, create=create)
+        self._forget(descriptor)
+        self._states[descriptor] = time.monotonic(), super().state(descriptor)
+        return descriptor
+
+    def state(self, descriptor: int) -> tuple[int, int]:
+        taken, state = self._states[descriptor]
+        if time.monotonic() - taken > self._memory_s:
+            self._wait()
+            state = super().state(descriptor)
+            self._states[descriptor] = time.monotonic(), state
+        return state
+
+    def size(self, descriptor: int) -> int:
+        return self.state(descriptor)[0]
+
+    def exists(self, path: Path) -> bool:
+        taken, there = self._names.get(path, (-1e9, False))
+        if time.monotonic() - taken > self._memory_s:
+            there = super().exists(path)
+            self._names[path] = time.monotonic(), there
+        return there
+
+    def read_at(self, descriptor: int, buffer: memoryview, offset: int) -> int:
+        if self._rng.random() < self._rate:
+            self.failures += 1
+            number = self._rng.choice(self._errors)
+            raise OSError(number, os.strerror(number))
+        size, done = self.size(descriptor), 0
+        while done < len(buffer) and offset + done < size:
+            block = (offset + done) // self.BLOCK
+            start = offset + done - block * self.BLOCK
+            data = self._block(descriptor, block)[start : min(self.BLOCK, size - block * self.BLOCK)]
+            data = data[: len(buffer) - done]
+            if not data:
+                break
+            buffer[done : done + len(data)] = data
+            done += len(data)
+        return done
+
+    def lock(self, descriptor: int, *, exclusive: bool) -> bool | None:
+        self._wait()
+        granted = super().lock(descriptor, exclusive=exclusive) if self._locks else None
+        if granted:
+            self._forget(descriptor)
+            self._states[descriptor] = time.monotonic(), super().state(descriptor)
+        return granted
+
+    def _block(self, descriptor: int, block: int) -> bytes:
+        taken, data = self._blocks.get((descriptor, block), (-1e9, b""))
+        if time.monotonic() - taken > self._memory_s:
+            self._wait()
+            data = os.pread(descriptor, self.BLOCK, block * self.BLOCK)
+            self._blocks[descriptor, block] = time.monotonic(), data
+        return data
+
+    def _forget(self, descriptor: int) -> None:
+        for key in [key for key in self._blocks if key[0] == descriptor]:
+            del self._blocks[key]
+
+    def _wait(self) -> None:
+        time.sleep(self._rng.random() * 1e-3)
