@@ -11,10 +11,9 @@ from driver.archive.h5md import last_state, replicas
 from driver.archive.reader import ArchiveView
 from driver.archive.records import MaterialRecord, TaskKey
 from driver.errors import UsageError
-from driver.scheduler import TaskSpec
 from driver.settings import Settings
 from driver.structures.supercells import supercell_matrix
-from driver.tasks import TaskInput
+from driver.tasks import TaskInput, TaskSpec
 
 if TYPE_CHECKING:
     from driver.archive.records import Structure

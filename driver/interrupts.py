@@ -50,11 +50,9 @@ class Interrupts:
         return self._first is not None
 
     def request(self, name: str = "request") -> None:
-        """Ask for a drain without a signal."""
+        """Ask for a drain, unless one is asked for already."""
         if self._first is None:
             self._first, self.name = time.monotonic(), name
-        elif time.monotonic() - self._first > 1.0:
-            self.urgent = True
 
     def __enter__(self) -> Interrupts:
         for number in self._numbers:
@@ -66,6 +64,8 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._first is not None and time.monotonic() - self._first > 1.0:
+            self.urgent = True
         self.request(signal.Signals(number).name)
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 SLACK = 10.0
 """How many times longer than its own speed explains a worker may be silent: lists are rebuilt, nodes are shared."""
 
-
-@dataclass
-class _Record:
-    heard_s: float
-    cost: float = 0.0
-    seconds: float = 0.0
+FIRST = 6.0
+"""How many times longer than without explanation while nobody has done any work of the kind."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Silence:
 
 
 class Liveness:
-    """Measures what each worker does in a second, and from that how long it may be silent.
+    """Measures what each worker does in a second, stage by stage, and from that how long it may be silent.
 
     Parameters
     ----------
@@ -38,47 +35,56 @@ class Liveness:
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
-        self._records: dict[int, _Record] = {}
+        self._heard_s: dict[int, float] = {}
+        self._done: dict[int, dict[str, tuple[float, float]]] = {}
 
     def heard(self, worker: int, now_s: float) -> None:
         """A worker has said something, or has been given its first work after a pause."""
-        self._records.setdefault(worker, _Record(now_s)).heard_s = now_s
+        self._heard_s[worker] = now_s
 
-    def measured(self, worker: int, cost: float, seconds: float) -> None:
+    def measured(self, worker: int, stage: str, cost: float, seconds: float) -> None:
         """A worker has done tasks of a cost in a time."""
-        record = self._records[worker]
-        record.cost += cost
-        record.seconds += seconds
+        stages = self._done.setdefault(worker, {})
+        before = stages.get(stage, (0.0, 0.0))
+        stages[stage] = (before[0] + cost, before[1] + seconds)
 
     def forget(self, worker: int) -> None:
         """A worker is gone."""
-        self._records.pop(worker, None)
+        self._heard_s.pop(worker, None)
+        self._done.pop(worker, None)
 
-    def speed(self, worker: int) -> float | None:
+    def speed(self, worker: int, stage: str) -> float | None:
         """Cost per second of a worker; before it has done anything, that of the slowest other; None if nobody has."""
-        record = self._records.get(worker)
-        if record is not None and record.cost > 0 and record.seconds > 0:
-            return record.cost / record.seconds
-        return min((r.cost / r.seconds for r in self._records.values() if r.cost > 0 and r.seconds > 0), default=None)
+        own = self._done.get(worker, {}).get(stage)
+        if own is not None and own[1] > 0:
+            return own[0] / own[1]
+        others = (stages[stage] for stages in self._done.values() if stage in stages)
+        return min((cost / seconds for cost, seconds in others if seconds > 0), default=None)
 
-    def allowed_s(self, worker: int, cost: float) -> float | None:
-        """Seconds of silence that work of some cost explains; None while no speed is known."""
-        speed = self.speed(worker)
-        return None if speed is None else self._patience_s + SLACK * cost / speed
+    def expected_s(self, worker: int, stage: str, cost: float) -> float:
+        """Seconds that work of some cost should take; 0 while nobody has done any."""
+        speed = self.speed(worker, stage)
+        return cost / speed if speed else 0.0
 
-    def silent(self, running: dict[int, float], now_s: float) -> list[Silence]:
+    def allowed_s(self, worker: int, stage: str, cost: float) -> float:
+        """Seconds of silence that work of some cost explains."""
+        if self.speed(worker, stage) is None:
+            return FIRST * self._patience_s
+        return self._patience_s + SLACK * self.expected_s(worker, stage, cost)
+
+    def silent(self, running: Mapping[int, tuple[str, float]], now_s: float) -> list[Silence]:
         """Workers whose silence nothing explains.
 
         Parameters
         ----------
-        running : dict
-            Worker -> cost of the lease that it is running; workers without work are left out.
+        running : mapping
+            Worker -> stage and cost of the lease that it is running; workers without work are left out.
         now_s : float
         """
         found = []
-        for worker, cost in running.items():
-            allowed = self.allowed_s(worker, cost)
-            silence = now_s - self._records[worker].heard_s if worker in self._records else 0.0
-            if allowed is not None and silence > allowed:
+        for worker, (stage, cost) in running.items():
+            allowed = self.allowed_s(worker, stage, cost)
+            silence = now_s - self._heard_s.get(worker, now_s)
+            if silence > allowed:
                 found.append(Silence(worker, silence, allowed))
         return found

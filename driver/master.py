@@ -123,13 +123,15 @@ class Master:
         return Summary(self._scheduler.counts, name, time.monotonic() - started)
 
     def _finished(self) -> bool:
+        """Nothing is under way, and nothing is left that can or shall be done."""
         if self._waiting or not self._scheduler.idle:
             return False
         return self._scheduler.counts.left == 0 or self._interrupts.requested
 
     def _hand_out(self) -> None:
         now = time.monotonic()
-        for lease in self._scheduler.assign(self._budgets(now)):
+        left_s = math.inf if self._end_s is None else self._end_s - now - self._settings.grace_s - END_MARGIN_S
+        for lease in self._scheduler.assign(left_s, self._expected_s):
             if len(self._scheduler.leases_of(lease.worker)) == 1:
                 self._liveness.heard(lease.worker, now)  # it was idle: its silence begins now
             atoms = sum(self._scheduler.spec(key).atoms for key in lease.tasks)
@@ -138,17 +140,12 @@ class Master:
                 "lease %d: %d %s tasks of %s to rank %d", lease.id, len(inputs), lease.stage, lease.model, lease.worker
             )
             self._transport.send(lease.worker, Work(lease.id, atoms, lease.model, lease.stage, inputs))
-        left = self._scheduler.counts.left
-        if left and self._end_s is not None and self._scheduler.workers and self._scheduler.idle and not self._waiting:
-            self._interrupts.request("wall time")  # nothing that is left fits into the time that is left
+        nothing_fits = self._scheduler.idle and self._scheduler.workers and self._scheduler.counts.left
+        if nothing_fits and not self._waiting and self._end_s is not None:
+            self._interrupts.request("wall time")
 
-    def _budgets(self, now: float) -> dict[int, float] | None:
-        """Cost that each worker can do before the run is ended; None if nothing ends it."""
-        if self._end_s is None:
-            return None
-        left_s = self._end_s - now - self._settings.grace_s - END_MARGIN_S
-        speeds = {worker: self._liveness.speed(worker) for worker in self._scheduler.workers}
-        return {worker: math.inf if speed is None else left_s * speed for worker, speed in speeds.items()}
+    def _expected_s(self, worker: int, key: TaskKey) -> float:
+        return self._liveness.expected_s(worker, key.stage, self._scheduler.spec(key).cost)
 
     def _take(self, worker: int, message: ToMaster) -> None:
         self._liveness.heard(worker, time.monotonic())
@@ -162,7 +159,8 @@ class Master:
             raise UsageError(f"rank {worker}: {message.message}")
         elif isinstance(message, Outcome):
             if isinstance(message.outcome, TaskResult):
-                self._liveness.measured(worker, self._scheduler.spec(message.outcome.key).cost, message.seconds)
+                key = message.outcome.key
+                self._liveness.measured(worker, key.stage, self._scheduler.spec(key).cost, message.seconds)
             self._wait_for_commit(self._attempt(worker, message))
         elif isinstance(message, LeaseEnd):
             # Outcomes come before the end of their lease, so all of them are known here and can be committed first.
@@ -196,9 +194,11 @@ class Master:
 
     def _look_for_silence(self) -> None:
         """Give up workers that hang: their tasks go to others, their processes are killed."""
-        running = {worker: self._scheduler.running_cost(worker) for worker in self._scheduler.workers}
-        busy = {worker: cost for worker, cost in running.items() if cost > 0}
-        for silence in self._liveness.silent(busy, time.monotonic()):
+        running = {}
+        for worker in self._scheduler.workers:
+            if tasks := self._scheduler.running(worker):
+                running[worker] = (tasks[0].stage, sum(self._scheduler.spec(key).cost for key in tasks))
+        for silence in self._liveness.silent(running, time.monotonic()):
             hello = self._hellos[silence.worker]
             self._lose(silence.worker, str(silence))
             self._kill(hello)

@@ -14,8 +14,8 @@ from driver.archive.reader import ArchiveView, open_archive
 from driver.archive.records import STAGES, TaskKey, TaskState
 from driver.progress import duration
 from driver.run import Campaign, load_campaign
-from driver.scheduler import TaskSpec
 from driver.settings import DynamicsSettings, Settings
+from driver.tasks import TaskSpec
 
 CPU_COST_PER_S = 3e3
 GPU_COST_PER_S = 4e5

@@ -31,9 +31,10 @@ from driver.interrupts import Interrupts
 from driver.master import Master, Summary
 from driver.models import ModelFile, cache_folder, model_record, resolve
 from driver.progress import duration, log_to, make_progress
-from driver.scheduler import Counts, Scheduler, TaskSpec
+from driver.scheduler import Counts, Scheduler
 from driver.settings import Settings, physics_of
 from driver.structures.materials import Materials, load_materials
+from driver.tasks import TaskSpec
 from driver.transport import (
     Handler,
     InProcessTransport,

@@ -9,32 +9,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from driver.archive.records import TaskKey, TaskState
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """A task as the scheduler sees it.
-
-    Attributes
-    ----------
-    key : TaskKey
-    atoms : int
-        Atoms that the task brings into a batch.
-    cost : float
-        Expected work, in any unit that is the same for all tasks (atoms x force evaluations).
-    requires : tuple of TaskKey
-        Tasks that must be done before.
-    """
-
-    key: TaskKey
-    atoms: int
-    cost: float
-    requires: tuple[TaskKey, ...] = ()
+from driver.tasks import TaskSpec, dependents_and_costs
 
 
 @dataclass(frozen=True)
@@ -108,7 +89,6 @@ class Scheduler:
             key for key, state in states.items() if state.status == "quarantined" and key in self._specs
         }
         self._blocked: set[TaskKey] = set()
-        self._dependents: dict[TaskKey, list[TaskKey]] = defaultdict(list)
         self._missing: dict[TaskKey, int] = {}
         self._workers: dict[int, _Worker] = {}
         self._leases: dict[int, Lease] = {}
@@ -121,32 +101,9 @@ class Scheduler:
         self._ready_atoms: dict[tuple[str, str], int] = defaultdict(int)
         self._ready_tasks = 0
         self._order = {key: i for i, key in enumerate(self._specs)}
-        self._remaining = self._remaining_costs()
+        self._dependents, self._remaining = dependents_and_costs(self._specs)
         self._left_cost = 0.0
         self._enqueue_initial()
-
-    # -- construction ---------------------------------------------------------------------------------------------
-
-    def _remaining_costs(self) -> dict[TaskKey, float]:
-        """Cost of each task plus that of all that can only follow it (longest chain)."""
-        for spec in self._specs.values():
-            for required in spec.requires:
-                if required not in self._specs:
-                    raise ValueError(f"{spec.key} requires {required}, which is not a task of this campaign")
-                self._dependents[required].append(spec.key)
-        remaining: dict[TaskKey, float] = {}
-        for start in self._specs:
-            stack = [start]
-            while stack:
-                key = stack[-1]
-                pending = [d for d in self._dependents[key] if d not in remaining]
-                if key not in remaining and pending:
-                    stack.extend(pending)
-                    continue
-                stack.pop()
-                after = max((remaining[d] for d in self._dependents[key]), default=0.0)
-                remaining[key] = self._specs[key].cost + after
-        return remaining
 
     def _enqueue_initial(self) -> None:
         for key, spec in self._specs.items():
@@ -261,13 +218,17 @@ class Scheduler:
 
     # -- decisions ------------------------------------------------------------------------------------------------
 
-    def assign(self, budgets: Mapping[int, float] | None = None) -> list[Lease]:
+    def assign(
+        self, left_s: float = math.inf, expected_s: Callable[[int, TaskKey], float] = lambda worker, key: 0.0
+    ) -> list[Lease]:
         """Leases to send out now: round robin, so that no worker gets its second before the others have one.
 
         Parameters
         ----------
-        budgets : mapping of int to float, optional
-            Cost that a worker can still do before the run must end, all its leases together; without it, any.
+        left_s : float
+            Time until the run must end.
+        expected_s : callable, optional
+            (worker, task) -> how long it should take; what would not be done in time is not handed out.
         """
         leases: list[Lease] = []
         if self._draining:
@@ -278,15 +239,16 @@ class Scheduler:
                 if depth > 1 and self._ready_tasks < len(self._workers):
                     return leases
                 if len(self._workers[worker].leases) < depth:
-                    budget = None if budgets is None else budgets[worker] - self._cost_in_flight(worker)
-                    lease = self._next_lease(worker, budget)
+                    lease = self._next_lease(worker, left_s, expected_s)
                     if lease is not None:
                         leases.append(lease)
         return leases
 
-    def _next_lease(self, worker: int, budget: float | None) -> Lease | None:
+    def _next_lease(self, worker: int, left_s: float, expected_s: Callable[[int, TaskKey], float]) -> Lease | None:
+        in_flight = (key for lease in self._workers[worker].leases for key in self._open[lease])
+        left_s -= sum(expected_s(worker, key) for key in in_flight)
         if self._apart:
-            if budget is not None and sum(self._specs[key].cost for key in self._apart[0]) > budget:
+            if sum(expected_s(worker, key) for key in self._apart[0]) > left_s:
                 return None
             return self._hand_out(worker, self._apart.popleft())
         model = self._choose_model(worker)
@@ -294,12 +256,8 @@ class Scheduler:
             return None
         stages = self._ready[model]
         stage = min((s for s in stages if stages[s]), key=lambda s: stages[s][0])
-        tasks = self._fill(worker, model, stage, budget)
+        tasks = self._fill(worker, model, stage, left_s, expected_s)
         return self._hand_out(worker, tasks) if tasks else None
-
-    def _cost_in_flight(self, worker: int) -> float:
-        leases = self._workers[worker].leases
-        return sum(self._specs[key].cost for lease_id in leases for key in self._open[lease_id])
 
     def _choose_model(self, worker: int) -> str | None:
         longest = {
@@ -309,10 +267,12 @@ class Scheduler:
             return self._workers[worker].model
         return min(longest, key=longest.__getitem__, default=None)
 
-    def _fill(self, worker: int, model: str, stage: str, budget: float | None) -> tuple[TaskKey, ...]:
+    def _fill(
+        self, worker: int, model: str, stage: str, left_s: float, expected_s: Callable[[int, TaskKey], float]
+    ) -> tuple[TaskKey, ...]:
         """Take the longest ready tasks up to the worker's capacity, and no more than its share of what is ready.
 
-        A task that does not fit into the budget is not taken, nor any after it: time is short for all of them.
+        A task that would not be done in time is not taken, nor any after it: time is short for all of them.
         """
         queue = self._ready[model][stage]
         share = self._ready_atoms[model, stage] / (
@@ -325,10 +285,9 @@ class Scheduler:
             key = queue[0][2]
             if tasks and atoms + self._specs[key].atoms > target:
                 break
-            if budget is not None:
-                budget -= self._specs[key].cost
-                if budget < 0:
-                    break
+            left_s -= expected_s(worker, key)
+            if left_s < 0:
+                break
             heapq.heappop(queue)
             atoms += self._specs[key].atoms
             tasks.append(key)
@@ -374,10 +333,10 @@ class Scheduler:
         """Leases that a worker holds, the one it is running first."""
         return tuple(self._leases[lease_id] for lease_id in sorted(self._workers[worker].leases))
 
-    def running_cost(self, worker: int) -> float:
-        """Cost of what is unfinished of the lease that a worker is running."""
+    def running(self, worker: int) -> tuple[TaskKey, ...]:
+        """What is unfinished of the lease that a worker is running."""
         leases = self.leases_of(worker)
-        return sum(self._specs[key].cost for key in self._open[leases[0].id]) if leases else 0.0
+        return self._unfinished(leases[0].id) if leases else ()
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 

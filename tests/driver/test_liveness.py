@@ -7,7 +7,7 @@ import math
 import pytest
 
 from driver.errors import UsageError
-from driver.liveness import SLACK, Liveness
+from driver.liveness import FIRST, SLACK, Liveness
 from driver.walltime import end_of_run_s, parse_duration_s
 
 
@@ -15,32 +15,45 @@ def test_silence_is_judged_by_the_workers_own_speed():
     liveness = Liveness(patience_s=60.0)
     liveness.heard(1, 0.0)
     liveness.heard(2, 0.0)
-    assert liveness.silent({1: 100.0, 2: 100.0}, now_s=1e6) == []  # no speed is known yet
-    liveness.measured(1, cost=100.0, seconds=10.0)
-    liveness.measured(2, cost=100.0, seconds=100.0)
+    liveness.measured(1, "dynamics", cost=100.0, seconds=10.0)
+    liveness.measured(2, "dynamics", cost=100.0, seconds=100.0)
+    running = {1: ("dynamics", 100.0), 2: ("dynamics", 100.0)}
     allowed = 60.0 + SLACK * 10.0
-    assert liveness.silent({1: 100.0, 2: 100.0}, now_s=allowed - 1) == []
-    (silence,) = liveness.silent({1: 100.0, 2: 100.0}, now_s=allowed + 1)
+    assert liveness.silent(running, now_s=allowed - 1) == []
+    (silence,) = liveness.silent(running, now_s=allowed + 1)
     assert silence.worker == 1 and silence.allowed_s == pytest.approx(allowed)
     liveness.heard(1, allowed)
-    assert liveness.silent({1: 100.0}, now_s=allowed + 1) == []
+    assert liveness.silent(running, now_s=allowed + 1) == []
+
+
+def test_each_stage_has_a_speed_of_its_own():
+    liveness = Liveness(patience_s=60.0)
+    liveness.measured(1, "relax", 10.0, 10.0)
+    liveness.measured(1, "dynamics", 1000.0, 10.0)
+    assert liveness.expected_s(1, "dynamics", 500.0) == pytest.approx(5.0)
+    assert liveness.expected_s(1, "relax", 5.0) == pytest.approx(5.0)
+    assert liveness.expected_s(1, "displace", 500.0) == 0.0
+
+
+def test_work_of_a_kind_that_nobody_has_done_is_given_longer():
+    liveness = Liveness(patience_s=60.0)
+    liveness.heard(1, 0.0)
+    assert liveness.silent({1: ("relax", 100.0)}, now_s=FIRST * 60.0 - 1) == []
+    assert [s.worker for s in liveness.silent({1: ("relax", 100.0)}, now_s=FIRST * 60.0 + 1)] == [1]
 
 
 def test_a_new_worker_is_taken_for_as_slow_as_the_slowest():
     liveness = Liveness(patience_s=60.0)
     for worker, seconds in ((1, 10.0), (2, 50.0)):
-        liveness.heard(worker, 0.0)
-        liveness.measured(worker, 100.0, seconds)
-    liveness.heard(3, 0.0)
-    assert liveness.speed(3) == pytest.approx(2.0)
+        liveness.measured(worker, "relax", 100.0, seconds)
+    assert liveness.speed(3, "relax") == pytest.approx(2.0)
     liveness.forget(2)
-    assert liveness.speed(3) == pytest.approx(10.0)
+    assert liveness.speed(3, "relax") == pytest.approx(10.0)
 
 
 def test_idle_workers_need_not_speak():
     liveness = Liveness(patience_s=1.0)
     liveness.heard(1, 0.0)
-    liveness.measured(1, 1.0, 1.0)
     assert liveness.silent({}, now_s=1e9) == []
 
 

@@ -20,8 +20,9 @@ from driver.errors import TaskError, UsageError
 from driver.interrupts import Interrupts
 from driver.master import Master, Summary
 from driver.models import ModelFile
-from driver.scheduler import Scheduler, TaskSpec
+from driver.scheduler import Scheduler
 from driver.settings import ExecutionSettings
+from driver.tasks import TaskSpec
 from driver.transport import InProcessTransport
 from driver.worker import Worker, WorkerIdentity
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver.archive.records import TaskKey, TaskState
-from driver.scheduler import Scheduler, TaskSpec
+from driver.scheduler import Scheduler
+from driver.tasks import TaskSpec
 
 
 def chain(material: str, model: str = "m", segments: int = 3, atoms: int = 80, cost: float = 100.0) -> list[TaskSpec]:
@@ -288,12 +289,17 @@ def test_suspects_of_a_death_run_alone_and_the_killer_is_given_up():
     assert (deaths, counts.done, counts.quarantined, counts.left) == (3, 7, 1, 0)
 
 
-def test_a_budget_keeps_back_what_does_not_fit():
+def test_what_would_not_be_done_in_time_is_not_handed_out():
     scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), 1, 10.0) for i in range(8)])
     scheduler.add_worker(1, 1000)
     scheduler.add_worker(2, 1000)
-    leases = scheduler.assign({1: 25.0, 2: 5.0})
+    speed = {1: 1.0, 2: 0.1}
+
+    def expected_s(worker: int, key: TaskKey) -> float:
+        return scheduler.spec(key).cost / speed[worker]
+
+    leases = scheduler.assign(25.0, expected_s)
     assert {lease.worker for lease in leases} == {1}
     assert sum(len(lease.tasks) for lease in leases) == 2
-    assert scheduler.assign({1: 25.0, 2: 5.0}) == []
+    assert scheduler.assign(25.0, expected_s) == []
     assert scheduler.counts.left == 8
