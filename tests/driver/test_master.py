@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -166,10 +164,7 @@ def test_a_worker_that_cannot_use_a_model_ends_the_run_with_its_reason(tmp_path)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_drains_and_the_same_call_finishes(tmp_path, name):
     archive = tmp_path / "archive.h5"
-    timer = threading.Timer(0.15, os.kill, (os.getpid(), signal.Signals[name]))
-    timer.start()
-    summary, _ = run(archive, ToyRunner(seconds=0.03), capacity=8)
-    timer.join()
+    summary, _ = run(archive, ToyRunner(seconds=0.03, signals=(5, signal.Signals[name])), capacity=8)
     assert summary.interrupted_by == name
     assert 0 < summary.counts.done < 15 and verify(archive) == []
     with open_archive(archive) as view:
@@ -188,8 +183,5 @@ def test_the_wall_time_stops_what_cannot_finish(tmp_path):
 
 
 def test_a_running_task_is_left_when_the_grace_is_over(tmp_path):
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    summary, progress = run(tmp_path / "a.h5", ToyRunner(seconds=30.0))
-    timer.join()
+    summary, progress = run(tmp_path / "a.h5", ToyRunner(seconds=30.0, signals=(1, signal.SIGTERM)))
     assert summary.seconds < 5 and summary.counts.done == 0 and progress.failures == []

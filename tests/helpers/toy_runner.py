@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +37,7 @@ class ToyRunner:
 
     `fail`: tasks that fail by themselves, with the error; `poison`: tasks that bring their whole lease down; `atoms`:
     more than so many tasks in a lease run out of memory; `once`: an error in `fail` or `poison` strikes once only;
-    `seconds`: how long a task takes.
+    `seconds`: how long a task takes; `signals`: how many tasks are begun before this process gets a signal, and which.
     """
 
     fail: dict[TaskKey, Exception] = field(default_factory=dict)
@@ -44,6 +46,8 @@ class ToyRunner:
     once: bool = False
     seconds: float = 0.0
     bad_model: str = ""
+    signals: tuple[int, signal.Signals] | None = None
+    begun: int = 0
     leases: list[tuple[TaskKey, ...]] = field(default_factory=list)
 
     def check(self, models: Iterable[ModelFile]) -> None:
@@ -63,6 +67,9 @@ class ToyRunner:
             if key in self.poison:
                 raise self.poison.pop(key) if self.once else self.poison[key]
         for key in keys:
+            self.begun += 1
+            if self.signals is not None and self.begun == self.signals[0]:
+                os.kill(os.getpid(), self.signals[1])
             deadline = time.monotonic() + self.seconds
             while time.monotonic() < deadline:
                 if stop():
