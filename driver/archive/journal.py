@@ -8,8 +8,10 @@ to the journal, and syncs that. Later the pages move into the file ("checkpoint"
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 CHECKPOINT_BYTES = 16 * 2**20
+READ_PAUSES_S = (0.1, 0.3, 1.0, 3.0, 10.0, 15.0)
+"""Waits before reading again after an error that may pass, as when a file server restarts."""
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 OPEN_SECONDS = 10.0
 """How long to wait for another program that writes the file, which nobody should."""
 
@@ -106,14 +111,16 @@ class JournaledFile(io.RawIOBase):
     Notes
     -----
     `write` and `truncate` never raise: HDF5 crashes when it goes on after an error while it was writing. After an
-    `OSError`, `failure` holds it, everything that is written is dropped, and `commit` raises. The next to open the file
-    finds the last commit.
+    `OSError` `failure` holds it, everything that is written is dropped, and `commit` raises. The
+    next to open the file finds the last commit.
     """
 
     def __init__(self, path: Path, *, storage: Storage | None = None, checkpoint_bytes: int = CHECKPOINT_BYTES) -> None:
         super().__init__()
         self.path = path
         self.failure: OSError | None = None
+        self.give_up: Callable[[OSError], None] | None = None
+        """What to do instead of raising when the file cannot be read: an error would crash HDF5 while it writes."""
         self._storage = storage or Storage()
         self._checkpoint_bytes = checkpoint_bytes
         self._position = 0
@@ -158,7 +165,7 @@ class JournaledFile(io.RawIOBase):
         """Fill a buffer; what lies beyond the end is zeroed. Return the number of bytes that exist."""
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._size - self._position))
-        self._read(view[:count], self._position)
+        self._read_patiently(view[:count])
         view[count:] = bytes(len(view) - count)
         self._position += count
         return count
@@ -265,6 +272,21 @@ class JournaledFile(io.RawIOBase):
             self.failure = error
             self._dropping = True
             raise
+
+    def _read_patiently(self, view: memoryview) -> None:
+        """Read at the current position; errors that may pass are given half a minute to do so."""
+        pauses_s = iter(READ_PAUSES_S)
+        while True:
+            try:
+                return self._read(view, self._position)
+            except OSError as error:
+                pause_s = next(pauses_s, None) if error.errno in _PASSING else None
+                if pause_s is None:
+                    self.failure, self._dropping = error, True
+                    if self.give_up is None:
+                        raise
+                    return self.give_up(error)
+            time.sleep(pause_s)
 
     def _read(self, view: memoryview, start: int) -> None:
         count = self._storage.read_at(self._main, view, start)

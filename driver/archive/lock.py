@@ -56,6 +56,10 @@ class Holder:
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
         )
 
+    def same_process(self, other: Holder) -> bool:
+        """Whether both describe one process."""
+        return (self.host, self.pid, self.started, self.boot) == (other.host, other.pid, other.started, other.boot)
+
     def __str__(self) -> str:
         job = f", Slurm job {self.job}" if self.job else ""
         return f"process {self.pid} on {self.host}{job}, since {self.since}"
@@ -107,7 +111,8 @@ class WriterLock:
                 holder = _read(self._storage, descriptor)
                 if granted is False:
                     raise ArchiveError(f"{self._archive} is being written by {holder or 'another process'}")
-                if holder is not None and not _is_gone(holder, self._holder):
+                left_by_us = granted is True and holder is not None and holder.same_process(self._holder)
+                if holder is not None and not left_by_us and not _is_gone(holder, self._holder):
                     raise ArchiveError(
                         f"{self._archive} is being written by {holder}. If that process is gone, remove {self.path}"
                     )

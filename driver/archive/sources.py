@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -10,13 +12,24 @@ from typing import Protocol
 import h5py
 
 from driver.archive.journal_records import JournalError
-from driver.archive.records import ArchiveError
+from driver.archive.records import ArchiveError, StorageError
 from driver.archive.schema import FORMAT, FORMAT_VERSION
 from driver.archive.snapshot import SnapshotFile, StaleSnapshotError
 from driver.archive.storage import Storage
 
 TRIES = 20
 """How often to read again what a writer rewrites meanwhile."""
+
+
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of a file system that may work again later, and that say nothing of the archive."""
+
+
+_FULL = {
+    errno.ENOSPC: "no space left on the file system",
+    errno.EDQUOT: "disk quota exceeded",
+    errno.EFBIG: "file size limit reached",
+}
 
 
 class Source(Protocol):
@@ -118,7 +131,28 @@ def clear_errors(path: Path) -> Iterator[None]:
             f"{path}: {error}. To go back to what {path.name} holds without it, move {path.name}.journal away"
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise ArchiveError(f"{path} cannot be read: {os.strerror(error.errno)}. Try again later") from error
         reason = str(error).strip("'\"").splitlines()[0] if str(error) else type(error).__name__
         if "file signature not found" in reason:
             raise ArchiveError(f"{path} is not an HDF5 file, so no archive") from error
         raise ArchiveError(f"{path} cannot be read: {reason}. `verify` names what is damaged") from error
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """Say in one line why a file system refuses to write."""
+    reason = _FULL.get(error.errno or 0) or error.strerror or str(error)
+    return StorageError(
+        f"{path} cannot be written: {reason}. Nothing committed is lost; mend that and run the same command again"
+    )
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system raises while writing into a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise storage_error(path, error) from error

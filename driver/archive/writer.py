@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,6 @@ from driver.archive.records import (
     MaterialRecord,
     ModelRecord,
     RefusedMaterial,
-    StorageError,
     TaskKey,
     TaskResult,
     TaskState,
@@ -30,14 +30,8 @@ from driver.archive.records import (
 from driver.archive.results import check_result, write_result
 from driver.archive.rows import failure_row, material_row, model_row, requeued_row, scalar_row, task_row, to_rows
 from driver.archive.schema import header_checksum, structure_checksum
-from driver.archive.sources import check_format, clear_errors
+from driver.archive.sources import check_format, clear_errors, storage_error, storage_errors
 from driver.archive.storage import Storage
-
-_FULL = {
-    errno.ENOSPC: "no space left on the file system",
-    errno.EDQUOT: "disk quota exceeded",
-    errno.EFBIG: "file size limit reached",
-}
 
 
 class ArchiveWriter:
@@ -51,7 +45,7 @@ class ArchiveWriter:
         self.path = path
         self._lock = lock
         self._storage = storage
-        with clear_errors(path), _storage_errors(path):
+        with clear_errors(path), storage_errors(path):
             self._file = JournaledFile(path, storage=storage)
         try:
             with clear_errors(path):
@@ -59,11 +53,15 @@ class ArchiveWriter:
                 check_format(self.h5, path, to_write=True)
             self.view = ArchiveView(_OwnSource(self))
             self.reload()
-        except BaseException:
+        except BaseException as error:
+            failure = self._file.failure
             self._file.drop_writes(True)
             self._close_h5()
             self._file.close()
+            if failure is not None:
+                raise storage_error(path, failure) from error
             raise
+        self._file.give_up = self._end_process
 
     @classmethod
     def create(cls, path: Path | str, header: Header, *, storage: Storage | None = None) -> ArchiveWriter:
@@ -80,7 +78,7 @@ class ArchiveWriter:
         with _locked(path, storage) as lock:
             if storage.exists(path):
                 raise ArchiveError(f"{path} exists already: open it, or choose another name")
-            with _storage_errors(path):
+            with storage_errors(path):
                 place(storage, path, empty_archive(header))
             return cls(path, lock, storage)
 
@@ -116,7 +114,7 @@ class ArchiveWriter:
         try:
             self._file.drop_writes(True)  # nothing is uncommitted
             self._close_h5()
-            with _storage_errors(self.path):
+            with storage_errors(self.path):
                 self._file.close()
         finally:
             self._lock.release()
@@ -245,7 +243,7 @@ class ArchiveWriter:
     def transaction(self) -> Iterator[None]:
         """What the block changes in `h5` becomes durable as a whole when it ends, or not at all; for this package."""
         if self._file.failure is not None:
-            raise _storage_error(self.path, self._file.failure)
+            raise storage_error(self.path, self._file.failure)
         try:
             yield
             self.h5.flush()
@@ -253,7 +251,7 @@ class ArchiveWriter:
         except BaseException as error:
             self._roll_back()
             if self._file.failure is not None:
-                raise _storage_error(self.path, self._file.failure) from error
+                raise storage_error(self.path, self._file.failure) from error
             raise
 
     @property
@@ -321,6 +319,14 @@ class ArchiveWriter:
         broken = self._file.failure is not None
         self.h5 = h5py.File(self._file, "r" if broken else "r+", libver=LIBVER)
 
+    def _end_process(self, error: OSError) -> None:
+        """End this process here and now: HDF5 does not survive a file that it cannot read back while it writes.
+
+        The archive needs no parting: it is as of the last commit. 75 is the exit code of an interrupted run.
+        """
+        print(f"latdyn: {storage_error(self.path, error)}", file=sys.stderr, flush=True)
+        os._exit(75)
+
     def _close_h5(self) -> None:
         with contextlib.suppress(AttributeError, OSError, RuntimeError):
             self.h5.close()
@@ -361,7 +367,7 @@ class _OwnSource:
 @contextlib.contextmanager
 def _locked(path: Path, storage: Storage) -> Iterator[WriterLock]:
     """Hold the writer's lock; it is kept unless the block raises."""
-    with clear_errors(path), _storage_errors(path):
+    with clear_errors(path), storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = WriterLock(path, storage=storage)
     try:
@@ -369,20 +375,3 @@ def _locked(path: Path, storage: Storage) -> Iterator[WriterLock]:
     except BaseException:
         lock.release()
         raise
-
-
-def _storage_error(path: Path, error: OSError) -> StorageError:
-    reason = _FULL.get(error.errno or 0) or error.strerror or str(error)
-    return StorageError(
-        f"{path} cannot be written: {reason}. Nothing committed is lost; mend that and run the same command again"
-    )
-
-
-@contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise _storage_error(path, error) from error

@@ -1,12 +1,13 @@
 """A writer to be killed: finishes the campaign of `archive_samples` in an archive, saying what it has committed.
 
-python busy_writer.py ARCHIVE SEGMENTS [--locks no] [--checkpoint-bytes N] [--wait]
+python busy_writer.py ARCHIVE SEGMENTS [--locks no] [--checkpoint-bytes N] [--pause S] [--wait]
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import archive_samples as samples
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("segments", type=int)
     parser.add_argument("--locks", default="yes")
     parser.add_argument("--checkpoint-bytes", type=int, default=60_000)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between commits")
     parser.add_argument("--wait", action="store_true", help="for a line on standard input before the first commit")
     options = parser.parse_args()
     storage = Storage() if options.locks == "yes" else Lockless()
@@ -55,6 +57,7 @@ def main() -> None:
             if done < 0:
                 writer.commit(commit)
                 print(len(commit), flush=True)
+                time.sleep(options.pause)
     print("finished", flush=True)
 
 
