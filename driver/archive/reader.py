@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -157,7 +157,8 @@ class ArchiveView:
     @_consistent
     def models(self) -> dict[str, ModelRecord]:
         """All models by key, in the order in which they were added."""
-        columns = self._columns("models")
+        known = {field.name for field in fields(ModelRecord)}
+        columns = {name: values for name, values in self._columns("models").items() if name in known}
         records = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         return {record["key"]: ModelRecord(**record) for record in records}
 
