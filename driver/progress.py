@@ -131,6 +131,15 @@ def make_progress(cost: float) -> LogProgress | TerminalProgress:
     return TerminalProgress(cost, console) if console.is_terminal else LogProgress(cost)
 
 
+class _LogFile(logging.FileHandler):
+    """A log on a full disk ends no campaign, and says nothing: the archive will."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Ignore what the file system refuses."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def log_to(path: Path, *, debug: bool) -> None:
     """Write the log to a file, and what matters to the standard error as well.
 
@@ -142,6 +151,6 @@ def log_to(path: Path, *, debug: bool) -> None:
     form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     screen = logging.StreamHandler(sys.stderr)
     screen.setLevel(logging.ERROR if sys.stderr.isatty() else logging.INFO)
-    for handler in (logging.FileHandler(path), screen):
+    for handler in (_LogFile(path), screen):
         handler.setFormatter(form)
         root.addHandler(handler)

@@ -7,6 +7,7 @@ others learn what to do in one broadcast.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import io
 import logging
@@ -22,6 +23,7 @@ from pathlib import Path
 from driver import __version__
 from driver.archive.reader import open_archive
 from driver.archive.records import Header, ModelRecord, StorageError
+from driver.archive.sources import storage_error, storage_errors
 from driver.archive.writer import ArchiveWriter
 from driver.campaign import build_tasks
 from driver.config import Configuration, compose
@@ -206,6 +208,8 @@ def _open(campaign: Campaign) -> ArchiveWriter:
     try:
         settings.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise storage_error(settings.folder, error) from error
         raise UsageError(
             f"cannot make {settings.folder} ({error.strerror}); set runs= to a folder you may write"
         ) from error
@@ -228,7 +232,8 @@ def _open(campaign: Campaign) -> ArchiveWriter:
         writer.set_refused(campaign.materials.refused)
         if settings.retry == "failed":
             writer.requeue_quarantined()
-        (settings.folder / "config.yaml").write_text(campaign.configuration.yaml)
+        with storage_errors(settings.folder / "config.yaml"):
+            (settings.folder / "config.yaml").write_text(campaign.configuration.yaml)
     except BaseException:
         writer.close()
         raise
