@@ -117,7 +117,7 @@ class Master:
             self._commit()
         finally:
             for worker in self._expected:
-                self._transport.send(worker, Stop())
+                self._transport.send(worker, Stop(self._transport.deaths))
             self._transport.close()
         name = self._interrupts.name if self._scheduler.counts.left else ""
         return Summary(self._scheduler.counts, name, time.monotonic() - started)
@@ -179,6 +179,7 @@ class Master:
         """Go on without a worker. The one task that it was running counts it as a failed attempt."""
         self._commit()
         self._expected.discard(worker)
+        self._transport.abandon(worker)
         self._liveness.forget(worker)
         hello = self._hellos.get(worker, Hello("unknown host", 0, "", 0))
         log.error("rank %d on %s is lost: %s", worker, hello.host, reason)
@@ -201,13 +202,16 @@ class Master:
         for silence in self._liveness.silent(running, time.monotonic()):
             hello = self._hellos[silence.worker]
             self._lose(silence.worker, str(silence))
-            self._kill(hello)
             if not self._transport.survives_deaths:
                 self._commit()
-                raise InterruptedRunError(
+                message = (
                     f"rank {silence.worker} on {hello.host} hangs ({silence}) and this MPI cannot go on without it; "
                     "run the same command again"
                 )
+                log.error(message)  # the launcher may end this rank as soon as the other is killed
+                self._kill(hello)
+                raise InterruptedRunError(message)
+            self._kill(hello)
 
     def _kill(self, hello: Hello) -> None:
         if hello.host == self._host:

@@ -48,7 +48,9 @@ class Drain:
 
 @dataclass(frozen=True)
 class Stop:
-    """Master -> worker: exit."""
+    """Master -> worker: exit. `deaths`: ranks have died, so do not end MPI: that would wait for them."""
+
+    deaths: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
@@ -47,6 +48,8 @@ class MasterTransport(Protocol):
 
     workers: tuple[int, ...]
     survives_deaths: bool
+    deaths: bool
+    """A worker has died or was given up."""
 
     def send(self, worker: int, message: ToWorker) -> None:
         """Hand a message over; returns at once."""
@@ -60,6 +63,10 @@ class MasterTransport(Protocol):
         """Whether `receive` would return a message at once."""
         ...
 
+    def abandon(self, worker: int) -> None:
+        """Send nothing more to a worker, and do not wait for it at the end."""
+        ...
+
     def close(self) -> None:
         """Wait until all that was sent has been taken."""
         ...
@@ -71,6 +78,7 @@ class InProcessTransport:
     def __init__(self) -> None:
         self.workers: tuple[int, ...] = (0,)
         self.survives_deaths = False
+        self.deaths = False
         self._inbox: deque[ToWorker] = deque()
 
     def attach(self, worker: Handler) -> None:
@@ -100,6 +108,9 @@ class InProcessTransport:
         """Never: a message costs computing first, and what is finished should be committed before."""
         return False
 
+    def abandon(self, worker: int) -> None:
+        """Never asked for: this worker dies with its master."""
+
     def close(self) -> None:
         """Nothing is under way."""
 
@@ -116,6 +127,7 @@ class MPIMaster:
         self._sends: list[tuple[int, Any]] = []
         self._dead: set[int] = set()
         self._gone: deque[int] = deque()
+        self.deaths = False
         self.workers: tuple[int, ...] = tuple(range(1, comm.Get_size()))
         self.survives_deaths = survives_deaths()
 
@@ -139,6 +151,11 @@ class MPIMaster:
         with self._noticing_deaths():
             return bool(self._gone) or bool(self._comm.iprobe())
         return True  # type: ignore[unreachable]  # a death has been noticed, which is a message
+
+    def abandon(self, worker: int) -> None:
+        """Send nothing more to a worker, and do not wait for it at the end."""
+        self._dead.add(worker)
+        self.deaths = _ending.deaths = True
 
     def close(self) -> None:
         """Wait until the workers have taken what was sent, but not for one that takes nothing."""
@@ -171,9 +188,25 @@ class MPIMaster:
             self._comm.Ack_failed()
             failed, everybody = self._comm.Get_failed(), self._comm.Get_group()
             ranks = MPI.Group.Translate_ranks(failed, list(range(failed.Get_size())), everybody)
-            new = sorted(set(ranks) - self._dead)
-            self._dead.update(new)
-            self._gone.extend(new)
+            for worker in sorted(set(ranks) - self._dead):
+                self.abandon(worker)
+                self._gone.append(worker)
+
+
+class _Ending:
+    """Ends MPI at the end of this process, unless ranks have died: the others' end could then wait for ever."""
+
+    def __init__(self) -> None:
+        self.deaths = False
+
+    def finalize(self) -> None:
+        from mpi4py import MPI
+
+        if not self.deaths:
+            MPI.Finalize()
+
+
+_ending = _Ending()
 
 
 def survives_deaths() -> bool:
@@ -230,6 +263,7 @@ class MPIWorker:
                 self.pending()
             message = self._inbox.popleft()
             if isinstance(message, Stop):
+                _ending.deaths = message.deaths
                 break
             self._busy, self._last_beat = True, time.monotonic()
             self._post(worker.handle(message))
@@ -256,6 +290,7 @@ def _master_may_die() -> Iterator[None]:
     try:
         yield
     except MPI.Exception as error:
+        _ending.deaths = True
         raise MasterGoneError(str(error)) from error
 
 
@@ -318,6 +353,9 @@ def connect() -> World:
             raise UsageError(_not_connected(tasks))
         return World()
     try:
+        import mpi4py
+
+        mpi4py.rc.finalize = False  # `_ending` does
         from mpi4py import MPI
         from mpi4py.util import pkl5
     except (ImportError, RuntimeError) as error:
@@ -325,6 +363,7 @@ def connect() -> World:
             f"an MPI launcher started this process but mpi4py cannot be loaded ({error}); "
             "install it for this machine's MPI (pip install mpi4py) or run without the launcher"
         ) from error
+    atexit.register(_ending.finalize)
     comm = pkl5.Intracomm(MPI.COMM_WORLD)
     if survives_deaths():
         comm.Set_errhandler(MPI.ERRORS_RETURN)
