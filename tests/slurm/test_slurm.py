@@ -149,9 +149,14 @@ def test_every_worker_has_its_device(cluster, tmp_path, options, environment, de
     """The master on the first node, and workers by GPU on every node."""
     arguments = (*SHORT, "dynamics.temperature_K=250")
     environment = stand_in(tmp_path) | environment
-    job = submit(cluster, tmp_path, "--cpus-per-task=1", *options, arguments=arguments, **environment)
-    ended = wait_for_end(cluster, job, 90)
-    log = (tmp_path / "job.log").read_text()
+    for _ in range(3):
+        job = submit(cluster, tmp_path, "--cpus-per-task=1", *options, arguments=arguments, **environment)
+        ended = wait_for_end(cluster, job, 90)
+        log = (tmp_path / "job.log").read_text()
+        # Open MPI 5.0 can crash in MPI_Init where several of Slurm's nodes are one busy host, before any code of ours.
+        if not ("Segmentation fault" in log and "PMPI_Init" in log):
+            break
+        (tmp_path / "job.log").unlink()
     assert ended["JobState"] == "COMPLETED", log
     size = 1 + sum(len(workers) for workers in devices.values())
     ranks = [told(tmp_path, rank)[0] for rank in range(size)]
