@@ -70,7 +70,7 @@ def committed(archive: Path) -> dict[TaskKey, str]:
 def main() -> int:
     """Kill and resume until the campaign is complete."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=200, help="about so many; sets the size of the campaign")
+    parser.add_argument("--kills", type=int, default=200, help="at least so many; sets the size of the campaign")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -93,9 +93,10 @@ def main() -> int:
                     kills[rank] += 1
             if rng.random() < 0.7:  # do not wait for the survivors to finish: that would be an easy campaign
                 time.sleep(rng.uniform(0.0, 0.8))
-                for pid in ranks.values():
+                for rank, pid in ranks.items():
                     if process.poll() is None and Path(f"/proc/{pid}").exists():
                         os.kill(pid, signal.SIGKILL)
+                        kills[rank] += 1
             process.communicate()
             runs += 1
             now = committed(archive)
