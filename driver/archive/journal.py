@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 CHECKPOINT_BYTES = 16 * 2**20
-READ_PAUSES_S = (0.1, 0.3, 1.0, 3.0, 10.0, 15.0)
-"""Waits before reading again after an error that may pass, as when a file server restarts."""
+READ_PAUSES_S = (0.1, 0.3, 1.0, 3.0, 10.0, 15.0)  # before reading again, as when a file server restarts
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 OPEN_SECONDS = 10.0
 """How long to wait for another program that writes the file, which nobody should."""
@@ -120,7 +119,7 @@ class JournaledFile(io.RawIOBase):
         self.path = path
         self.failure: OSError | None = None
         self.give_up: Callable[[OSError], None] | None = None
-        """What to do instead of raising when the file cannot be read: an error would crash HDF5 while it writes."""
+        """What to do rather than raise when reading fails for good: an error would crash HDF5 while it writes."""
         self._storage = storage or Storage()
         self._checkpoint_bytes = checkpoint_bytes
         self._position = 0
@@ -397,6 +396,5 @@ class JournaledFile(io.RawIOBase):
 
     def _close_descriptors(self) -> None:
         descriptors, self._main, self._journal = (self._main, self._journal), -1, -1
-        for descriptor in descriptors:
-            if descriptor >= 0:
-                self._storage.close(descriptor)
+        for descriptor in (descriptor for descriptor in descriptors if descriptor >= 0):
+            self._storage.close(descriptor)

@@ -290,8 +290,9 @@ def test_torn_tail_is_no_commit(tmp_path: Path) -> None:
             assert contents(reader) == before
 
 
-def test_damage_before_later_commits_is_refused(tmp_path: Path) -> None:
+def test_damage_before_later_commits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged record with a commit behind it is no torn tail: losing that commit silently would be wrong."""
+    monkeypatch.setattr("driver.archive.snapshot._PAUSE_SECONDS", 0.0)
     path = new_file(tmp_path, bytes(10000))
     journal, second = two_commits(path)
     for place in [*range(0, 44, 7), *range(RECORDS_OFFSET, second, 61)]:
