@@ -175,6 +175,34 @@ class DynamicsSettings:
 
 
 @dataclass(frozen=True)
+class EngineSettings:
+    """What computes the forces of dynamics; relaxation and displacement forces always use the reference.
+
+    Attributes
+    ----------
+    evaluator : str
+        torch (the reference), symmetrix (the fast one, refused where it cannot be used), or auto: the fast one where it
+        can be used and agrees with the reference.
+    energy_tolerance_eV_atom : float
+        Agreement: largest difference of the energy per atom.
+    force_tolerance_eV_A, force_tolerance_relative : float
+        Agreement: a force component differs by the first, plus the second times the largest component, at most.
+    cache : str or None
+        Folder of prepared models; None: $LATDYN_CACHE, else ~/.cache/latdyn/prepared.
+    """
+
+    evaluator: str = "auto"
+    energy_tolerance_eV_atom: float = 1e-4
+    force_tolerance_eV_A: float = 5e-4
+    force_tolerance_relative: float = 5e-4
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        _choice("engine.evaluator", self.evaluator, ("auto", "torch", "symmetrix"))
+        _positive(self, "engine", "energy_tolerance_eV_atom", "force_tolerance_eV_A", "force_tolerance_relative")
+
+
+@dataclass(frozen=True)
 class ExecutionSettings:
     """How a campaign is run; nothing here changes results beyond rounding.
 
@@ -239,7 +267,7 @@ class Settings:
         Which of relax, displace, dynamics to run.
     retry : str
         "failed": give quarantined tasks another round of attempts.
-    supercell, relax, displace, dynamics, execution
+    supercell, relax, displace, dynamics, engine, execution
         Settings of the parts.
     """
 
@@ -252,6 +280,7 @@ class Settings:
     relax: RelaxSettings = field(default_factory=RelaxSettings)
     displace: DisplaceSettings = field(default_factory=DisplaceSettings)
     dynamics: DynamicsSettings = field(default_factory=DynamicsSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
 
     def __post_init__(self) -> None:

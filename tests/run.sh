@@ -3,14 +3,18 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . jobs/environment.sh
-make_environment .venv run,mpi,test
+make_environment .venv run,mpi,test,fast
 make_environment .venv-analysis "" # the bare install: no torch, MACE, MPI or Hydra
 
 python=.venv/bin/python
-export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH" LATDYN_BARE_PYTHON="$PWD/.venv-analysis/bin/python"
+# Compiled models: one folder for all tests, which share it as ranks do.
+LATDYN_CACHE=$(mktemp -d)
+trap 'rm -rf "$LATDYN_CACHE"' EXIT
+export LATDYN_CACHE OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH" LATDYN_BARE_PYTHON="$PWD/.venv-analysis/bin/python"
 
 if [ $# -gt 0 ]; then
-    exec $python -m pytest "$@"
+    $python -m pytest "$@"
+    exit
 fi
 
 echo "== lint"

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from ase.data import chemical_symbols
 from mace.modules.models import MACE
 
+from driver.archive.records import Structure
+from driver.engine.choice import Agreement, Choice, compare, element_sets
 from driver.engine.evaluator import TorchEvaluator
 from driver.engine.interface import Evaluator
 from driver.engine.load import choose_head, load_model, parse_dtype
+from driver.engine.preparation import UnfitError, cache_folder, prepare
 from driver.engine.select import select_elements
-from driver.errors import TaskError
+from driver.engine.symmetrix import SymmetrixEvaluator
+from driver.errors import TaskError, UsageError
 from driver.models import ModelFile
+from driver.settings import EngineSettings
+
+log = logging.getLogger(__name__)
 
 MAX_EVALUATORS = 16
 """Evaluators kept; the least recently used goes first."""
@@ -29,13 +37,18 @@ class Engine:
         "cpu", "cuda", "cuda:0", ...
     threads : int or None
         Of torch's operations on the CPU, for the whole process; None leaves them as they are.
+    settings : EngineSettings
+        Which evaluator dynamics uses; where the fast one is kept.
     """
 
-    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, device: str = "cpu", threads: int | None = None, settings: EngineSettings | None = None) -> None:
         self.device = torch.empty(0, device=device).device  # "cuda" -> "cuda:0", as tensors report it
         if threads is not None:
             torch.set_num_threads(threads)
+        self._settings = settings or EngineSettings()
         self._models: dict[str, MACE] = {}
+        self._fast: dict[tuple[str, int, torch.dtype], SymmetrixEvaluator | UnfitError] = {}
+        self._compared: dict[tuple[str, int, torch.dtype, frozenset[int]], Agreement] = {}
         self._evaluators: OrderedDict[tuple[str, int, torch.dtype, frozenset[int]], Evaluator] = OrderedDict()
 
     def evaluator(self, model: ModelFile, numbers: Iterable[int], dtype: str) -> Evaluator:
@@ -59,10 +72,7 @@ class Engine:
         """
         whole = self._model(model)
         elements = frozenset(int(z) for z in numbers)
-        lacking = sorted(elements - {int(z) for z in whole.atomic_numbers})
-        if lacking:
-            names = ", ".join(chemical_symbols[z] for z in lacking)
-            raise TaskError(f"model {model.key} does not know {names}; leave such materials out or use another model")
+        self.check_elements(model, elements)
         key = (model.sha256, choose_head(whole, model), parse_dtype(dtype), elements)
         if key not in self._evaluators:
             reduced = select_elements(whole, sorted(elements))
@@ -71,6 +81,97 @@ class Engine:
                 self._evaluators.popitem(last=False)
         self._evaluators.move_to_end(key)
         return self._evaluators[key]
+
+    def choose(self, model: ModelFile, structures: Sequence[Structure], dtype: str) -> Choice:
+        """Return the evaluator that dynamics uses for some structures: the fast one if it is as good as the reference.
+
+        Parameters
+        ----------
+        model : ModelFile
+        structures : sequence of Structure
+            One of each set of elements is compared, unless it has been.
+        dtype : str
+
+        Raises
+        ------
+        UsageError
+            `engine.evaluator` is symmetrix, and it cannot be used; or as `evaluator` does.
+        TaskError
+            The model lacks an element.
+        """
+        elements = {int(z) for structure in structures for z in structure.numbers}
+        self.check_elements(model, elements)
+        wanted = self._settings.evaluator
+        if wanted == "torch":
+            return Choice(self.evaluator(model, elements, dtype), "asked for by engine.evaluator")
+        fast = self._prepared(model, dtype)
+        if isinstance(fast, UnfitError):
+            if wanted == "symmetrix":
+                raise UsageError(f"engine.evaluator=symmetrix with model {model.key}: {fast}; set it to auto or torch")
+            return Choice(self.evaluator(model, elements, dtype), str(fast))
+        if wanted == "symmetrix":
+            return Choice(fast, "asked for by engine.evaluator")
+        agreements = [self._agreement(model, fast, s) for s in element_sets(structures).values()]
+        for agreement in agreements:
+            if not agreement.within(self._settings):
+                reason = f"symmetrix differs too much: {agreement}"
+                return Choice(self.evaluator(model, elements, dtype), reason)
+        return Choice(fast, str(max(agreements, key=lambda a: a.force_eV_A)))
+
+    def prepare(self, model: ModelFile, dtype: str) -> str:
+        """Extract and compile what the fast evaluator needs of a model, if it is to be used.
+
+        Returns
+        -------
+        str
+            "" if it can be used, else why not.
+        """
+        if self._settings.evaluator == "torch":
+            return "engine.evaluator is torch"
+        fast = self._prepared(model, dtype)
+        return str(fast) if isinstance(fast, UnfitError) else ""
+
+    def _prepared(self, model: ModelFile, dtype: str) -> SymmetrixEvaluator | UnfitError:
+        """Return the fast evaluator of all elements of a model, or why there is none; found out once."""
+        key = (model.sha256, choose_head(self._model(model), model), parse_dtype(dtype))
+        if key not in self._fast:
+            try:
+                if self.device.type != "cpu":
+                    raise UnfitError(f"symmetrix is used on CPUs only, and this is {self.device}")
+                folder = cache_folder(self._settings.cache)
+                self._fast[key] = prepare(self._model(model), model, dtype, folder, torch.get_num_threads())
+            except UnfitError as error:
+                self._fast[key] = error
+                log.warning("model %s: dynamics uses torch: %s", model.key, error)
+        return self._fast[key]
+
+    def _agreement(self, model: ModelFile, fast: SymmetrixEvaluator, structure: Structure) -> Agreement:
+        """Compare the fast evaluator with the reference in double precision, once per set of elements."""
+        elements = frozenset(int(z) for z in structure.numbers)
+        key = (model.sha256, choose_head(self._model(model), model), fast.dtype, elements)
+        if key not in self._compared:
+            self._compared[key] = compare(fast, self.evaluator(model, elements, "float64"), structure)
+            if not self._compared[key].within(self._settings):
+                names = "-".join(chemical_symbols[z] for z in sorted(elements))
+                log.warning(
+                    "model %s, %s: dynamics uses torch: symmetrix gives %s", model.key, names, self._compared[key]
+                )
+        return self._compared[key]
+
+    def check_elements(self, model: ModelFile, numbers: Iterable[int]) -> None:
+        """Refuse elements that a model does not know.
+
+        Raises
+        ------
+        TaskError
+            Naming them.
+        UsageError
+            The file cannot be used.
+        """
+        lacking = sorted(set(numbers) - {int(z) for z in self._model(model).atomic_numbers})
+        if lacking:
+            names = ", ".join(chemical_symbols[z] for z in lacking)
+            raise TaskError(f"model {model.key} does not know {names}; leave such materials out or use another model")
 
     def check(self, model: ModelFile) -> None:
         """Load a model if it is not loaded yet, so that an unusable file is found before any task needs it.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from mace.modules.models import MACE
 
+from driver.engine.assembly import assemble, check_batch
 from driver.engine.batch import StructureBatch
 from driver.engine.contraction import ElementGroups, tabulate_contractions
 from driver.engine.convolution import fuse_convolutions
@@ -80,22 +81,10 @@ class TorchEvaluator:
         ValueError
             Batch or neighbour list do not fit the evaluator, or an element is not among `atomic_numbers`.
         """
-        self._check(batch, neighbors)
+        check_batch(batch, self.dtype, self.device, neighbors.cutoff_A, self.cutoff_A)
         edges = neighbors.update(batch)
         energy, gradient = self._differentiate(batch, edges)
-        # E depends on positions only through the edge vectors r = R_receiver - R_sender + shift, so dE/dr gives all.
-        forces = torch.zeros_like(batch.positions)
-        forces.index_add_(0, edges.senders, gradient)
-        forces.index_add_(0, edges.receivers, gradient, alpha=-1)
-        tensor = _stress(batch, edges, gradient) if stress else None
-        if edges.unusable:
-            lost = torch.zeros(batch.size, dtype=torch.bool, device=self.device)
-            lost[list(edges.unusable)] = True
-            energy[lost] = torch.nan
-            forces[lost[batch.system]] = torch.nan
-            if tensor is not None:
-                tensor[lost] = torch.nan
-        return Evaluation(energy, forces, tensor)
+        return assemble(batch, edges, energy, gradient, stress=stress)
 
     def _differentiate(self, batch: StructureBatch, edges: Edges) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the energies (B,), float64, and the derivatives (E, 3) of their sum by the edge vectors."""
@@ -133,21 +122,3 @@ class TorchEvaluator:
             }
             self._layout = layout = _Layout(batch.numbers, batch.counts, inputs)
         return layout.inputs
-
-    def _check(self, batch: StructureBatch, neighbors: NeighborList) -> None:
-        if batch.positions.dtype != self.dtype or batch.positions.device != self.device:
-            have = f"{batch.positions.dtype} on {batch.positions.device}"
-            raise ValueError(f"the batch is {have}, the evaluator {self.dtype} on {self.device}")
-        if neighbors.cutoff_A < self.cutoff_A:
-            raise ValueError(f"the neighbour list ends at {neighbors.cutoff_A} A, the model at {self.cutoff_A} A")
-
-
-def _stress(batch: StructureBatch, edges: Edges, gradient: torch.Tensor) -> torch.Tensor:
-    """Return the stress (B, 3, 3) in eV/angstrom^3: sum over edges of r (x) dE/dr, symmetrised, by volume."""
-    vectors = edges.vectors(batch.positions.detach())
-    virial = torch.zeros(batch.size, 9, dtype=gradient.dtype, device=gradient.device)
-    products = (vectors.unsqueeze(2) * gradient.unsqueeze(1)).view(-1, 9)
-    virial.index_add_(0, batch.system.index_select(0, edges.receivers), products)
-    virial = virial.view(-1, 3, 3)
-    volume = torch.linalg.det(batch.cells).abs().view(-1, 1, 1)
-    return 0.5 * (virial + virial.transpose(1, 2)) / volume

@@ -51,11 +51,11 @@ class EngineRunner:
     def __init__(self, device: str, threads: int, settings: Settings) -> None:
         # BLAS too: its threads fight torch's for the cores, and its small matrices gain nothing from them.
         self._blas = threadpoolctl.threadpool_limits(1, user_api="blas")
-        self._engine = Engine(device, threads)
+        self._engine = Engine(device, threads, settings.engine)
         self._settings = settings
 
     def check(self, models: Iterable[ModelFile]) -> None:
-        """Load every model, so that an unusable one is found before any task runs.
+        """Load and prepare every model, so that an unusable one is found before any task runs.
 
         Raises
         ------
@@ -64,6 +64,8 @@ class EngineRunner:
         """
         for model in models:
             self._engine.check(model)
+            if "dynamics" in self._settings.stages:
+                self._engine.prepare(model, self._settings.dynamics.dtype)
 
     def run(
         self, stage: str, inputs: Sequence[TaskInput], model: ModelFile, stop: Callable[[], bool]

@@ -14,9 +14,10 @@ from ase.data import atomic_masses
 from driver.archive.h5md import State, Trajectory, trajectory_arrays
 from driver.archive.records import Array, Scalar, Structure, TaskFailure, TaskKey, TaskResult
 from driver.engine.batch import StructureBatch
+from driver.engine.choice import Choice
 from driver.engine.engine import Engine
 from driver.engine.integrators import make_integrator
-from driver.engine.interface import Evaluation, Evaluator
+from driver.engine.interface import Evaluation
 from driver.engine.neighbors import NeighborList
 from driver.engine.noise import Noise, StreamIdentity
 from driver.engine.state import Particles, PhaseState, maxwell_boltzmann_velocities
@@ -24,7 +25,7 @@ from driver.errors import TaskError
 from driver.models import ModelFile
 from driver.settings import DynamicsSettings, SupercellSettings
 from driver.stages.checks import check_structure
-from driver.stages.outcomes import failure, shared_evaluator
+from driver.stages.outcomes import failure, known_elements
 from driver.stages.recording import (
     Recorder,
     Watchdog,
@@ -79,18 +80,18 @@ def dynamics(
     TaskResult or TaskFailure
         One per input: a failure as soon as a run has exploded, the results at the end of the segment.
     """
-    evaluator, usable, failures = shared_evaluator(inputs, model, engine, settings.dtype)
+    usable, failures = known_elements(inputs, model, engine)
     yield from failures
-    if evaluator is None:
-        return
     replicas: list[_Replica] = []
+    cells: list[Structure] = []
     for task in usable:
         try:
             replicas += _replicas(task, model.key, supercell, settings, seed)
+            cells.append(task.structure)
         except Exception as error:
             yield failure(task.key, error)
     if replicas:
-        yield from _Segment(replicas, evaluator, settings).run(stop)
+        yield from _Segment(replicas, engine.choose(model, cells, settings.dtype), settings).run(stop)
 
 
 def _replicas(
@@ -134,10 +135,11 @@ def _initial_state(perfect: Structure, settings: DynamicsSettings, stream: Strea
 class _Segment:
     """The batch of one call: state, random numbers, frames, and how to take a material out of all of them."""
 
-    def __init__(self, replicas: Sequence[_Replica], evaluator: Evaluator, settings: DynamicsSettings) -> None:
-        device = evaluator.device
+    def __init__(self, replicas: Sequence[_Replica], choice: Choice, settings: DynamicsSettings) -> None:
+        self._choice = choice
+        self._evaluator = choice.evaluator
+        device = self._evaluator.device
         self._replicas = list(replicas)
-        self._evaluator = evaluator
         self._settings = settings
         self._integrator = make_integrator(settings)
         counts = [len(r.supercell) for r in replicas]
@@ -212,7 +214,13 @@ class _Segment:
         for key, indices in members.items():
             trajectories = [self._recorder.trajectories[i] for i in indices]
             result = _result(key, trajectories, [ends[i] for i in indices], self._settings)
-            yield replace(result, evaluator=self._evaluator.name, dtype=self._settings.dtype)
+            chosen = {"name": self._evaluator.name, "reason": self._choice.reason}
+            yield replace(
+                result,
+                attributes={**result.attributes, "evaluator": chosen},
+                evaluator=self._evaluator.name,
+                dtype=self._settings.dtype,
+            )
 
 
 def _stacked(arrays: Sequence[npt.NDArray[np.float64]], device: torch.device) -> torch.Tensor:

@@ -42,6 +42,21 @@ def attempted(key: TaskKey, compute: Callable[[], TaskResult]) -> TaskResult | T
         return failure(key, error)
 
 
+def known_elements(
+    inputs: Sequence[TaskInput], model: ModelFile, engine: Engine
+) -> tuple[list[TaskInput], list[TaskFailure]]:
+    """Return the inputs whose elements the model knows, and failures of the others."""
+    usable: list[TaskInput] = []
+    failures: list[TaskFailure] = []
+    for task in inputs:
+        try:
+            engine.check_elements(model, _elements([task]))
+            usable.append(task)
+        except TaskError as error:
+            failures.append(failure(task.key, error))
+    return usable, failures
+
+
 def shared_evaluator(
     inputs: Sequence[TaskInput], model: ModelFile, engine: Engine, dtype: str
 ) -> tuple[Evaluator | None, list[TaskInput], list[TaskFailure]]:
@@ -49,19 +64,7 @@ def shared_evaluator(
 
     The evaluator is None where no input is left.
     """
-    try:
-        return engine.evaluator(model, _elements(inputs), dtype), list(inputs), []
-    except TaskError:
-        pass
-    # Somebody's element is missing: ask for each alone, then once more for those that remain.
-    usable: list[TaskInput] = []
-    failures: list[TaskFailure] = []
-    for task in inputs:
-        try:
-            engine.evaluator(model, _elements([task]), dtype)
-            usable.append(task)
-        except TaskError as error:
-            failures.append(failure(task.key, error))
+    usable, failures = known_elements(inputs, model, engine)
     return (engine.evaluator(model, _elements(usable), dtype) if usable else None), usable, failures
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 
+from driver.archive.records import Structure
 from driver.engine.batch import StructureBatch
+from driver.engine.choice import Choice
 from driver.engine.interface import Evaluation
 from driver.engine.neighbors import NeighborList
 from driver.errors import TaskError
@@ -131,9 +133,15 @@ class ToyEngine:
         self._lacking = set(lacking)
         self.evaluators: list[_Toy] = []
 
-    def evaluator(self, model: ModelFile, numbers: Iterable[int], dtype: str) -> _Toy:
+    def check_elements(self, model: ModelFile, numbers: Iterable[int]) -> None:
         unknown = sorted(self._lacking & {int(z) for z in numbers})
         if unknown:
             raise TaskError(f"model {model.key} does not know {', '.join(chemical_symbols[z] for z in unknown)}")
+
+    def evaluator(self, model: ModelFile, numbers: Iterable[int], dtype: str) -> _Toy:
+        self.check_elements(model, numbers)
         self.evaluators.append(self._make(getattr(torch, dtype)))
         return self.evaluators[-1]
+
+    def choose(self, model: ModelFile, structures: Sequence[Structure], dtype: str) -> Choice:
+        return Choice(self.evaluator(model, [z for s in structures for z in s.numbers], dtype), "a toy")

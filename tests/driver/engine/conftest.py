@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,3 +42,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFile]:
         return ModelFile(key=architecture, path=model.path, sha256=model.sha256, head=head)
 
     return file
+
+
+@pytest.fixture(scope="session")
+def prepared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder for prepared models that lasts for the session."""
+    return tmp_path_factory.mktemp("prepared")

@@ -20,7 +20,7 @@ from driver.archive.reader import open_archive
 from driver.archive.records import Attempt, Header, MaterialRecord, ModelRecord, Structure, TaskKey, TaskResult
 from driver.archive.writer import ArchiveWriter
 from driver.engine.engine import Engine
-from driver.settings import DisplaceSettings, DynamicsSettings, RelaxSettings, SupercellSettings
+from driver.settings import DisplaceSettings, DynamicsSettings, EngineSettings, RelaxSettings, SupercellSettings
 from driver.stages.displace import displace
 from driver.stages.dynamics import dynamics
 from driver.stages.relax import relax
@@ -55,7 +55,7 @@ def calculator(model):
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine("cpu")
+    return Engine("cpu", settings=EngineSettings(evaluator="torch"))
 
 
 def salt(a=4.35):
@@ -131,6 +131,40 @@ def test_two_segments_through_the_archive(structure, model, engine, calculator, 
         atoms.calc = calculator
         np.testing.assert_allclose(trajectory.forces_eV_A[frame], atoms.get_forces(), atol=1e-9)
         assert trajectory.potential_energy_eV[frame] == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+
+
+def test_the_archive_says_which_evaluator_ran_and_why(structure, model, tmp_path):
+    """The fast one, the same one refused for its inaccuracy, and the reference."""
+    strict = {"force_tolerance_eV_A": 1e-12, "force_tolerance_relative": 1e-12}
+    cache = str(tmp_path / "cache")
+    names, reasons, ends = [], [], []
+    for settings in (
+        EngineSettings(cache=cache),
+        EngineSettings(cache=cache, **strict),
+        EngineSettings(evaluator="torch"),
+    ):
+        path = tmp_path / f"{len(names)}.h5"
+        with ArchiveWriter.create(path, Header("test", 1, "", {}, {})) as writer:
+            writer.add_materials([MaterialRecord("NaCl", "NaCl", structure, "test")])
+            writer.add_models([ModelRecord("zoo", model.path.name, model.sha256)])
+            task = TaskInput(TaskKey("NaCl", "zoo", "dynamics", 0), structure)
+            engine = Engine("cpu", settings=settings)
+            (result,) = dynamics([task], model, engine, SUPERCELL, DYNAMICS, seed=4)
+            assert isinstance(result, TaskResult), result.traceback
+            writer.commit([Attempt(result, 1, 1.0, 0, "host", "cpu")])
+        with open_archive(path) as view:
+            chosen = dict(view.group("NaCl", "zoo", "dynamics")["evaluator"].attrs)
+            assert list(view.table("tasks")["evaluator"]) == [chosen["name"]]
+            names.append(chosen["name"])
+            reasons.append(chosen["reason"])
+            ends.append(last_state(view, "NaCl", "zoo", 0, 0).positions_A)
+    assert names == ["symmetrix", "torch", "torch"]
+    assert reasons[0].endswith("from the reference")
+    assert reasons[1].startswith("symmetrix differs too much")
+    assert reasons[2] == "asked for by engine.evaluator"
+    np.testing.assert_allclose(ends[0], ends[2], atol=1e-5)  # 20 steps from the same start
+    assert np.abs(ends[0] - ends[2]).max() > 0  # they were two
+    np.testing.assert_array_equal(ends[1], ends[2])
 
 
 def test_float32_dynamics_follows_float64_at_first(structure, model, engine):

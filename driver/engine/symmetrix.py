@@ -1,0 +1,108 @@
+"""The fast evaluator: native MACE inference on CPUs through symmetrix-xl, many structures at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from driver.engine.assembly import assemble, check_batch
+from driver.engine.batch import StructureBatch
+from driver.engine.interface import Evaluation
+from driver.engine.neighbors import Edges, NeighborList
+
+
+class SymmetrixEvaluator:
+    """A MACE model in one precision, on the CPU.
+
+    Parameters
+    ----------
+    native : object
+        An evaluator of symmetrix-xl; see `driver.engine.preparation`.
+    dtype : torch.dtype
+        The precision that it was made for.
+
+    Attributes
+    ----------
+    name : str
+        "symmetrix".
+    cutoff_A : float
+        Range of the neighbour list that the model needs.
+    atomic_numbers : tuple of int
+        Elements that can be evaluated.
+    """
+
+    name = "symmetrix"
+
+    def __init__(self, native: Any, *, dtype: torch.dtype) -> None:
+        self._native = native
+        self.dtype = dtype
+        self.device = torch.device("cpu")
+        self.cutoff_A = float(native.r_cut)
+        self.atomic_numbers = tuple(int(z) for z in native.atomic_numbers)
+        self._type = np.full(128, -1, dtype=np.int32)
+        self._type[list(self.atomic_numbers)] = np.arange(len(self.atomic_numbers), dtype=np.int32)
+
+    def evaluate(self, batch: StructureBatch, neighbors: NeighborList, *, stress: bool = False) -> Evaluation:
+        """Evaluate all structures of a batch.
+
+        A structure that cannot be evaluated (coordinates that are not finite, a collapsed cell, two atoms in one place)
+        gets an energy, forces and a stress that are not finite, and affects no other.
+
+        Parameters
+        ----------
+        batch : StructureBatch
+            In the evaluator's dtype and on the CPU.
+        neighbors : NeighborList
+            The caller's list for this batch, of the evaluator's cutoff; brought up to date here.
+        stress : bool
+            Also compute the stress.
+
+        Raises
+        ------
+        ValueError
+            Batch or neighbour list do not fit the evaluator, or an element is not among `atomic_numbers`.
+        """
+        check_batch(batch, self.dtype, self.device, neighbors.cutoff_A, self.cutoff_A)
+        types = self._type[batch.numbers.numpy()]
+        if (types < 0).any():
+            absent = sorted(set(batch.numbers.numpy()[types < 0].tolist()))
+            raise ValueError(f"no elements {absent} in an evaluator of {self.atomic_numbers}")
+        edges = neighbors.update(batch)
+        vectors = edges.vectors(batch.positions.detach()).to(torch.float64).numpy()
+        distances = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        lost = self._without_direction(batch, edges, distances)
+        self._compute(types, edges, vectors, distances)
+        energy = torch.zeros(batch.size, dtype=torch.float64)
+        energy.index_add_(0, batch.system, torch.from_numpy(np.array(self._native.node_energies, dtype=np.float64)))
+        # One row per edge; the native arrays may be longer than this graph, and the next call overwrites them.
+        gradient = np.asarray(self._native.node_forces).reshape(-1, 3)[: len(edges)].astype(np.float64)
+        return assemble(batch, edges, energy, torch.from_numpy(gradient).to(self.dtype), stress=stress, lost=lost)
+
+    def _compute(self, types: np.ndarray, edges: Edges, vectors: np.ndarray, distances: np.ndarray) -> None:
+        """Have the native evaluator compute; its vectors point from the receiver to the sender."""
+        senders = edges.senders.numpy()
+        self._native.compute_node_energies_forces(
+            len(types),
+            types,
+            np.bincount(edges.receivers.numpy(), minlength=len(types)).astype(np.int32),
+            senders.astype(np.int32),
+            types[senders],
+            -vectors.ravel(),
+            distances,
+        )
+
+    @staticmethod
+    def _without_direction(batch: StructureBatch, edges: Edges, distances: np.ndarray) -> torch.Tensor | None:
+        """Tell which structures (B,) have two atoms in one place, and give such pairs a harmless distance.
+
+        The native code is compiled for arithmetic without infinities and NaN: it returns numbers where there are none.
+        """
+        flat = distances == 0.0
+        if not flat.any():
+            return None
+        lost = torch.zeros(batch.size, dtype=torch.bool)
+        lost[batch.system[edges.receivers[torch.from_numpy(flat)]]] = True
+        distances[flat] = 1.0
+        return lost

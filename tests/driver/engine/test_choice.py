@@ -1,0 +1,125 @@
+"""Which evaluator dynamics gets, and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from driver.archive.records import Structure
+from driver.engine import preparation
+from driver.engine.choice import Agreement
+from driver.engine.engine import Engine
+from driver.errors import TaskError, UsageError
+from driver.models import ModelFile
+from driver.settings import EngineSettings
+
+Zoo = Callable[..., ModelFile]
+
+
+@pytest.fixture
+def engine(prepared_cache: Path) -> Callable[..., Engine]:
+    return lambda **settings: Engine(settings=EngineSettings(cache=str(prepared_cache), **settings))
+
+
+def test_takes_the_fast_one_when_it_agrees(
+    engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = engine()
+    choice = ours.choose(zoo("mp-0"), structures, "float32")
+    assert choice.evaluator.name == "symmetrix"
+    assert "from the reference" in choice.reason
+    assert len(ours._compared) == len(structures)  # each set of elements
+    monkeypatch.setattr("driver.engine.engine.compare", lambda *_: pytest.fail("compared again"))
+    assert ours.choose(zoo("mp-0"), structures[:2], "float32").evaluator is choice.evaluator
+
+
+def test_takes_the_reference_when_one_disagrees(
+    engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure], caplog: pytest.LogCaptureFixture
+) -> None:
+    strict = engine(force_tolerance_eV_A=1e-12, force_tolerance_relative=1e-12)
+    with caplog.at_level(logging.WARNING):
+        choice = strict.choose(zoo("mp-0"), structures[1:2], "float32")
+    assert choice.evaluator.name == "torch"
+    assert choice.evaluator.atomic_numbers == (17, 55)
+    assert choice.reason.startswith("symmetrix differs too much: energy")
+    assert "model mp-0, Cl-Cs: dynamics uses torch" in caplog.text
+
+
+def test_takes_the_reference_when_there_is_no_other(
+    engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure], caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = engine()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            choice = ours.choose(zoo("mh-1"), structures[1:2], "float32")
+    assert choice.evaluator.name == "torch"
+    assert "use_last_readout_only" in choice.reason
+    assert len(caplog.records) == 1  # found out once, said once
+    assert "use_last_readout_only" in ours.prepare(zoo("mh-1"), "float32")
+    with pytest.raises(UsageError, match=r"engine.evaluator=symmetrix with model mh-1: .*use_last_readout_only"):
+        engine(evaluator="symmetrix").choose(zoo("mh-1"), structures[1:2], "float32")
+
+
+def test_takes_what_is_asked_for(engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure]) -> None:
+    for name in ("torch", "symmetrix"):
+        choice = engine(evaluator=name).choose(zoo("mp-0"), structures[1:2], "float32")
+        assert (choice.evaluator.name, choice.reason) == (name, "asked for by engine.evaluator")
+
+
+def test_names_elements_that_the_model_lacks(engine: Callable[..., Engine], zoo: Zoo) -> None:
+    xenon = Structure(np.array([54]), np.zeros((1, 3)), 9.0 * np.eye(3))
+    with pytest.raises(TaskError, match="does not know Xe"):
+        engine().choose(zoo("mp-0"), [xenon], "float32")
+
+
+@pytest.mark.parametrize(("flags", "lacking"), [("sse2 fma avx", "avx2, bmi1"), ("", "avx, avx2")])
+def test_an_old_cpu_has_the_reference(
+    engine: Callable[..., Engine],
+    zoo: Zoo,
+    structures: list[Structure],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: str,
+    lacking: str,
+) -> None:
+    monkeypatch.setattr(preparation, "_cpu", lambda: {"machine": "x86_64", "flags": frozenset(flags.split())})
+    choice = engine().choose(zoo("mp-0"), structures[1:2], "float32")
+    assert choice.evaluator.name == "torch"
+    assert f"needs an x86-64-v3 CPU; this one lacks {lacking}" in choice.reason
+
+
+def test_without_the_extra_there_is_the_reference(
+    engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> str:
+        raise preparation.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(preparation.importlib.metadata, "version", absent)
+    choice = engine().choose(zoo("mp-0"), structures[1:2], "float32")
+    assert (choice.evaluator.name, choice.reason[:32]) == ("torch", "symmetrix-xl is not installed (p")
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "scale", "within"),
+    [
+        (0.0, 0.0, 0.0, True),
+        (1e-4, 5e-4, 0.0, True),
+        (1.1e-4, 0.0, 1.0, False),
+        (0.0, 1.4e-3, 2.0, True),  # 5e-4 + 5e-4 * 2
+        (0.0, 1.6e-3, 2.0, False),
+        (float("nan"), 0.0, 1.0, False),
+        (0.0, float("nan"), 1.0, False),
+        (0.0, 0.0, float("nan"), False),
+    ],
+)
+def test_tolerances(energy: float, force: float, scale: float, within: bool) -> None:
+    assert Agreement(energy, force, scale).within(EngineSettings()) is within
+
+
+@pytest.mark.parametrize("values", [{"evaluator": "fast"}, {"force_tolerance_eV_A": 0.0}])
+def test_settings_are_checked(values: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=f"engine.{next(iter(values))}"):
+        EngineSettings(**values)  # type: ignore[arg-type]
