@@ -117,7 +117,7 @@ class Master:
             self._commit()
         finally:
             for worker in self._expected:
-                self._transport.send(worker, Stop(self._transport.deaths))
+                self._transport.send(worker, Stop())
             self._transport.close()
         name = self._interrupts.name if self._scheduler.counts.left else ""
         return Summary(self._scheduler.counts, name, time.monotonic() - started)

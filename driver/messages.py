@@ -48,9 +48,7 @@ class Drain:
 
 @dataclass(frozen=True)
 class Stop:
-    """Master -> worker: exit. `deaths`: ranks have died, so do not end MPI: that would wait for them."""
-
-    deaths: bool = False
+    """Master -> worker: exit."""
 
 
 @dataclass(frozen=True)

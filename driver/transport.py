@@ -48,8 +48,6 @@ class MasterTransport(Protocol):
 
     workers: tuple[int, ...]
     survives_deaths: bool
-    deaths: bool
-    """A worker has died or was given up."""
 
     def send(self, worker: int, message: ToWorker) -> None:
         """Hand a message over; returns at once."""
@@ -78,7 +76,6 @@ class InProcessTransport:
     def __init__(self) -> None:
         self.workers: tuple[int, ...] = (0,)
         self.survives_deaths = False
-        self.deaths = False
         self._inbox: deque[ToWorker] = deque()
 
     def attach(self, worker: Handler) -> None:
@@ -127,7 +124,6 @@ class MPIMaster:
         self._sends: list[tuple[int, Any]] = []
         self._dead: set[int] = set()
         self._gone: deque[int] = deque()
-        self.deaths = False
         self.workers: tuple[int, ...] = tuple(range(1, comm.Get_size()))
         self.survives_deaths = survives_deaths()
 
@@ -155,7 +151,6 @@ class MPIMaster:
     def abandon(self, worker: int) -> None:
         """Send nothing more to a worker, and do not wait for it at the end."""
         self._dead.add(worker)
-        self.deaths = _ending.deaths = True
 
     def close(self) -> None:
         """Wait until the workers have taken what was sent, but not for one that takes nothing."""
@@ -182,7 +177,9 @@ class MPIMaster:
         try:
             yield
         except MPI.Exception as error:
-            death = error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
+            # ERR_IN_STATUS: one of several requests to a dead rank has failed.
+            deaths = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_IN_STATUS)
+            death = error.Get_error_class() in deaths
             if not (death and self.survives_deaths):
                 raise InterruptedRunError(f"MPI has failed ({error}); run the same command again") from error
             self._comm.Ack_failed()
@@ -193,20 +190,12 @@ class MPIMaster:
                 self._gone.append(worker)
 
 
-class _Ending:
-    """Ends MPI at the end of this process, unless ranks have died: the others' end could then wait for ever."""
+def _finalize() -> None:
+    """End MPI with this process. Where ranks may die unnoticed, do not: the others would wait for them for ever."""
+    from mpi4py import MPI
 
-    def __init__(self) -> None:
-        self.deaths = False
-
-    def finalize(self) -> None:
-        from mpi4py import MPI
-
-        if not self.deaths:
-            MPI.Finalize()
-
-
-_ending = _Ending()
+    if not survives_deaths():
+        MPI.Finalize()
 
 
 def survives_deaths() -> bool:
@@ -263,14 +252,15 @@ class MPIWorker:
                 self.pending()
             message = self._inbox.popleft()
             if isinstance(message, Stop):
-                _ending.deaths = message.deaths
                 break
             self._busy, self._last_beat = True, time.monotonic()
             self._post(worker.handle(message))
             self._busy = False
+        deadline = time.monotonic() + _CLOSE_S
         with _master_may_die():
-            for request in self._sends:
-                request.wait()
+            while self._sends and time.monotonic() < deadline:  # the master may have ended in haste
+                self._sends = [request for request in self._sends if not request.test()[0]]
+                time.sleep(_POLL_SHORTEST_S)
 
     def _post(self, answers: Iterator[ToMaster]) -> None:
         for answer in answers:
@@ -290,7 +280,6 @@ def _master_may_die() -> Iterator[None]:
     try:
         yield
     except MPI.Exception as error:
-        _ending.deaths = True
         raise MasterGoneError(str(error)) from error
 
 
@@ -355,7 +344,7 @@ def connect() -> World:
     try:
         import mpi4py
 
-        mpi4py.rc.finalize = False  # `_ending` does
+        mpi4py.rc.finalize = False  # `_finalize` does, or does not
         from mpi4py import MPI
         from mpi4py.util import pkl5
     except (ImportError, RuntimeError) as error:
@@ -363,7 +352,7 @@ def connect() -> World:
             f"an MPI launcher started this process but mpi4py cannot be loaded ({error}); "
             "install it for this machine's MPI (pip install mpi4py) or run without the launcher"
         ) from error
-    atexit.register(_ending.finalize)
+    atexit.register(_finalize)
     comm = pkl5.Intracomm(MPI.COMM_WORLD)
     if survives_deaths():
         comm.Set_errhandler(MPI.ERRORS_RETURN)
