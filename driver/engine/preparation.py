@@ -150,9 +150,10 @@ def _digest(*parts: object) -> str:
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
     """Keep the library's remarks to its developers out of the log."""
-    before = logging.root.manager.disable
+    before, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(before)
+        logging.root.handlers[:] = handlers  # logging.warning() sets one up, even if it is silent
