@@ -18,6 +18,7 @@ import h5py
 
 from benchmarks.archive import build_large, material
 from driver.archive.writer import ArchiveWriter
+from driver.batch_size import BatchSize
 from driver.campaign import build_tasks
 from driver.scheduler import Scheduler
 from driver.settings import DynamicsSettings, Settings
@@ -47,7 +48,7 @@ def main() -> None:
             tasks = build_tasks([material(n) for n in range(options.materials)], models, settings)
             clock.append(("list of all tasks", time.perf_counter()))
             scheduler = Scheduler(tasks, states)
-            scheduler.add_worker(1, 10_000)
+            scheduler.add_worker(1, BatchSize(10_000))
             leases = scheduler.assign()
             clock.append(("queue, and the first leases", time.perf_counter()))
     print(

@@ -10,6 +10,7 @@ import numpy as np
 from driver.archive.h5md import last_state, replicas
 from driver.archive.reader import ArchiveView
 from driver.archive.records import MaterialRecord, TaskKey
+from driver.batch_size import BatchSize, size_of
 from driver.errors import UsageError
 from driver.settings import Settings
 from driver.structures.supercells import supercell_matrix
@@ -52,29 +53,29 @@ def build_tasks(materials: Sequence[MaterialRecord], models: Iterable[str], sett
     tasks: list[TaskSpec] = []
     keys = tuple(models)
     for material in materials:
-        atoms = len(material.structure)
-        supercell_atoms = atoms * cells_in_supercell(material.structure, settings)
+        cell = size_of(material.structure)
+        supercell = cell * cells_in_supercell(material.structure, settings)
         for model in keys:
-            tasks += _tasks_of(material.key, model, atoms, supercell_atoms, settings)
+            tasks += _tasks_of(material.key, model, cell, supercell, settings)
     return tasks
 
 
-def _tasks_of(material: str, model: str, atoms: int, supercell_atoms: int, settings: Settings) -> list[TaskSpec]:
+def _tasks_of(material: str, model: str, cell: BatchSize, supercell: BatchSize, settings: Settings) -> list[TaskSpec]:
     relax = TaskKey(material, model, "relax")
     tasks: list[TaskSpec] = []
     if "relax" in settings.stages:
         evaluations = 1 if settings.relax.mode == "none" else _RELAX_EVALUATIONS
-        tasks.append(TaskSpec(relax, atoms, _FLOAT64_COST * atoms * evaluations))
+        tasks.append(TaskSpec(relax, cell, _FLOAT64_COST * cell.atoms * evaluations))
     if "displace" in settings.stages:
         cells = _DISPLACED_CELLS * len(settings.displace.distances_A)
         key = TaskKey(material, model, "displace")
-        tasks.append(TaskSpec(key, supercell_atoms * cells, _FLOAT64_COST * supercell_atoms * cells, (relax,)))
+        tasks.append(TaskSpec(key, supercell * cells, _FLOAT64_COST * supercell.atoms * cells, (relax,)))
     if "dynamics" in settings.stages:
-        batch_atoms = supercell_atoms * settings.dynamics.replicas
+        size = supercell * settings.dynamics.replicas
         before = relax
         for segment in range(settings.dynamics.segments):
             key = TaskKey(material, model, "dynamics", segment)
-            tasks.append(TaskSpec(key, batch_atoms, float(batch_atoms * settings.dynamics.segment_steps), (before,)))
+            tasks.append(TaskSpec(key, size, size.atoms * settings.dynamics.segment_steps, (before,)))
             before = key
     return tasks
 

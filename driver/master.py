@@ -10,6 +10,7 @@ from typing import Protocol
 
 from driver.archive.records import Attempt, TaskFailure, TaskKey, TaskResult
 from driver.archive.writer import ArchiveWriter
+from driver.batch_size import NOTHING
 from driver.campaign import inputs_of
 from driver.errors import InterruptedRunError, UsageError
 from driver.interrupts import Interrupts, kill_process
@@ -134,12 +135,12 @@ class Master:
         for lease in self._scheduler.assign(left_s, self._expected_s):
             if len(self._scheduler.leases_of(lease.worker)) == 1:
                 self._liveness.heard(lease.worker, now)  # it was idle: its silence begins now
-            atoms = sum(self._scheduler.spec(key).atoms for key in lease.tasks)
+            size = sum((self._scheduler.spec(key).size for key in lease.tasks), start=NOTHING)
             inputs = tuple(inputs_of(key, self._writer.view) for key in lease.tasks)
             log.debug(
                 "lease %d: %d %s tasks of %s to rank %d", lease.id, len(inputs), lease.stage, lease.model, lease.worker
             )
-            self._transport.send(lease.worker, Work(lease.id, atoms, lease.model, lease.stage, inputs))
+            self._transport.send(lease.worker, Work(lease.id, size, lease.model, lease.stage, inputs))
         nothing_fits = self._scheduler.idle and self._scheduler.workers and self._scheduler.counts.left
         if nothing_fits and not self._waiting and self._end_s is not None:
             self._interrupts.request("wall time")
@@ -153,7 +154,7 @@ class Master:
             self._lose(worker, message.reason)
         elif isinstance(message, Hello):
             self._hellos[worker] = message
-            self._scheduler.add_worker(worker, message.capacity_atoms)
+            self._scheduler.add_worker(worker, message.capacity)
             log.info("rank %d on %s uses %s", worker, message.host, message.device)
         elif isinstance(message, Refusal):
             raise UsageError(f"rank {worker}: {message.message}")
@@ -165,7 +166,7 @@ class Master:
         elif isinstance(message, LeaseEnd):
             # Outcomes come before the end of their lease, so all of them are known here and can be committed first.
             self._commit()
-            self._scheduler.end_lease(message.lease_id)
+            self._scheduler.end_lease(message.lease_id, message.capacity)
         elif isinstance(message, LeaseFailure):
             self._commit()
             self._split(worker, message)
@@ -181,7 +182,7 @@ class Master:
         self._expected.discard(worker)
         self._transport.abandon(worker)
         self._liveness.forget(worker)
-        hello = self._hellos.get(worker, Hello("unknown host", 0, "", 0))
+        hello = self._hellos.get(worker, Hello("unknown host", 0, "", NOTHING))
         log.error("rank %d on %s is lost: %s", worker, hello.host, reason)
         if worker in self._scheduler.workers:
             suspects = self._scheduler.lose_worker(worker)
@@ -224,9 +225,7 @@ class Master:
                 return
 
     def _split(self, worker: int, message: LeaseFailure) -> None:
-        if message.out_of_memory:
-            self._scheduler.set_capacity(worker, message.capacity_atoms)
-        culprit = self._scheduler.split_lease(message.lease_id)
+        culprit = self._scheduler.split_lease(message.lease_id, message.capacity)
         log.warning("lease %d on rank %d failed: %s: %s", message.lease_id, worker, message.exception, message.message)
         if culprit is not None:
             outcome = TaskFailure(culprit, message.exception, message.message, message.traceback)

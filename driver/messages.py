@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from driver.archive.records import TaskFailure, TaskResult
+from driver.batch_size import BatchSize
 
 if TYPE_CHECKING:
     from driver.tasks import TaskInput
@@ -13,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hello:
-    """Worker -> master, once: it is ready. `capacity_atoms` is what it expects to hold in one batch."""
+    """Worker -> master, once: it is ready. `capacity` is what it expects to hold in one batch of any model."""
 
     host: str
     pid: int
     device: str
-    capacity_atoms: int
+    capacity: BatchSize
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Work:
-    """Master -> worker: run a lease. `inputs` is what each task starts from, `atoms` the size of the whole batch."""
+    """Master -> worker: run a lease. `inputs` is what each task starts from, `size` that of the whole batch."""
 
     lease_id: int
-    atoms: int
+    size: BatchSize
     model: str
     stage: str
     inputs: tuple[TaskInput, ...]
@@ -62,16 +63,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class LeaseEnd:
-    """Worker -> master: through with a lease; tasks without an outcome have not been done."""
+    """Worker -> master: through with a lease; tasks without an outcome have not been done.
+
+    `capacity` is what the worker, having measured, now expects to hold in a batch of the lease's model.
+    """
 
     lease_id: int
+    capacity: BatchSize
 
 
 @dataclass(frozen=True)
 class LeaseFailure:
     """Worker -> master: an exception that belongs to no single task ended the lease.
 
-    `out_of_memory`: the batch was too large; `capacity_atoms` is what the worker now expects to hold.
+    `out_of_memory`: the batch was too large; `capacity` is what the worker now expects to hold.
     """
 
     lease_id: int
@@ -80,7 +85,7 @@ class LeaseFailure:
     traceback: str
     seconds: float
     out_of_memory: bool
-    capacity_atoms: int
+    capacity: BatchSize
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Plan:
     ----------
     stages : tuple of StagePlan
     largest_batch_atoms : int
-        Atoms of the largest single task.
+        Atoms of the largest single supercell, or of its replicas.
     archive_bytes : float
         Estimated size of the finished archive.
     cost_per_s : float or None
@@ -73,7 +73,8 @@ def make_plan(
         if specs:
             stages.append(StagePlan(stage, len(specs), len(left), sum(spec.cost for spec in left)))
     size = sum(archive_bytes(spec, settings.dynamics) for spec in tasks)
-    return Plan(tuple(stages), max((spec.atoms for spec in tasks), default=0), size, cost_per_s)
+    largest = max((spec.size.atoms for spec in tasks if spec.key.stage != "displace"), default=0)
+    return Plan(tuple(stages), int(largest), size, cost_per_s)
 
 
 def archive_bytes(spec: TaskSpec, dynamics: DynamicsSettings) -> float:
@@ -82,10 +83,10 @@ def archive_bytes(spec: TaskSpec, dynamics: DynamicsSettings) -> float:
     if spec.key.stage == "dynamics":
         frames = dynamics.segment_steps // dynamics.frame_steps
         width = np.dtype(dynamics.frame_dtype).itemsize
-        return overhead + spec.atoms * (frames * 9 * width + 6 * 8)
+        return overhead + spec.size.atoms * (frames * 9 * width + 6 * 8)
     if spec.key.stage == "displace":
-        return 4 * overhead + spec.atoms * (6 * 8 + 250)  # displacements, forces, the YAML text, force constants
-    return 3 * overhead + spec.atoms * 100
+        return 4 * overhead + spec.size.atoms * (6 * 8 + 250)  # displacements, forces, the YAML text, force constants
+    return 3 * overhead + spec.size.atoms * 100
 
 
 def measured_cost_per_s(view: ArchiveView, tasks: Sequence[TaskSpec]) -> float | None:

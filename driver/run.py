@@ -280,13 +280,14 @@ def _worker(world: World, launch: Launch, port: InProcessTransport | MPIWorker, 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin where ranks share cores
     warnings.filterwarnings("ignore", module=r"e3nn|torch|mace|ast")  # for their developers, not for users
     with contextlib.redirect_stdout(io.StringIO()):  # and what they print on being imported
-        from driver.stages.dispatch import EngineRunner, default_capacity_atoms, visible_gpus
+        from driver.engine.memory import default_capacity_atoms
+        from driver.stages.dispatch import EngineRunner, visible_gpus
 
     execution = launch.settings.execution
     device = assign_device(execution.device, world.local_worker, world.local_workers, visible_gpus())
     runner = EngineRunner(device, assign_threads(execution.threads, world.core_sharers), launch.settings)
     capacity = execution.capacity_atoms or default_capacity_atoms(device)
-    identity = WorkerIdentity(world.rank, world.host, device, capacity)
+    identity = WorkerIdentity(world.rank, world.host, device, capacity, fixed=execution.capacity_atoms is not None)
     return Worker(identity, launch.models, runner, port.pending, interrupts, execution.grace_s)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from driver.archive.records import TaskKey, TaskState
+from driver.batch_size import NOTHING, BatchSize
 from driver.tasks import TaskSpec, dependents_and_costs
 
 
@@ -46,7 +47,8 @@ class Counts:
 
 @dataclass
 class _Worker:
-    capacity_atoms: int
+    capacity: BatchSize
+    measured: dict[str, BatchSize] = field(default_factory=dict)
     model: str = ""
     leases: set[int] = field(default_factory=set)
 
@@ -98,7 +100,7 @@ class Scheduler:
         self._draining = False
         self._apart: deque[tuple[TaskKey, ...]] = deque()
         self._ready: dict[str, dict[str, list[tuple[float, int, TaskKey]]]] = defaultdict(lambda: defaultdict(list))
-        self._ready_atoms: dict[tuple[str, str], int] = defaultdict(int)
+        self._ready_atoms: dict[tuple[str, str], float] = defaultdict(float)
         self._ready_tasks = 0
         self._order = {key: i for i, key in enumerate(self._specs)}
         self._dependents, self._remaining = dependents_and_costs(self._specs)
@@ -120,13 +122,9 @@ class Scheduler:
 
     # -- workers --------------------------------------------------------------------------------------------------
 
-    def add_worker(self, worker: int, capacity_atoms: int) -> None:
-        """A worker is there and can hold `capacity_atoms` atoms in a batch."""
-        self._workers[worker] = _Worker(capacity_atoms)
-
-    def set_capacity(self, worker: int, capacity_atoms: int) -> None:
-        """A worker has measured (or lost) capacity."""
-        self._workers[worker].capacity_atoms = max(1, capacity_atoms)
+    def add_worker(self, worker: int, capacity: BatchSize) -> None:
+        """A worker is there; `capacity` is what it takes in a batch of a model before it has measured any of it."""
+        self._workers[worker] = _Worker(capacity)
 
     def lose_worker(self, worker: int) -> tuple[TaskKey, ...]:
         """A worker is gone: its unfinished tasks go back in the queue.
@@ -195,15 +193,20 @@ class Scheduler:
         """Number that the next (or running) attempt at a task has."""
         return self._attempts.get(key, 0) + 1
 
-    def end_lease(self, lease_id: int) -> None:
-        """A worker is through with a lease; what it did not report goes back in the queue."""
+    def end_lease(self, lease_id: int, capacity: BatchSize | None = None) -> None:
+        """A worker is through with a lease; what it did not report goes back in the queue.
+
+        `capacity` is what the worker now takes in a batch of the lease's model; None: what it took before.
+        """
+        self._set_capacity(lease_id, capacity)
         self._return(lease_id)
 
-    def split_lease(self, lease_id: int) -> TaskKey | None:
+    def split_lease(self, lease_id: int, capacity: BatchSize | None = None) -> TaskKey | None:
         """A lease failed as a whole. Queue its halves, or return the task if it stands alone (the culprit: `fail` it).
 
-        Tasks of the lease that were already reported stay as they are.
+        Tasks of the lease that were already reported stay as they are; `capacity` as in `end_lease`.
         """
+        self._set_capacity(lease_id, capacity)
         tasks = self._unfinished(lease_id)
         self._forget(lease_id)
         if len(tasks) == 1:
@@ -278,20 +281,21 @@ class Scheduler:
         share = self._ready_atoms[model, stage] / (
             self._leases_in_flight * max(len(self._workers), self._workers_expected)
         )
-        target = min(self._workers[worker].capacity_atoms, share)
+        capacity = self._workers[worker].measured.get(model, self._workers[worker].capacity)
         tasks: list[TaskKey] = []
-        atoms = 0
+        size = NOTHING
         while queue:
             key = queue[0][2]
-            if tasks and atoms + self._specs[key].atoms > target:
+            larger = size + self._specs[key].size
+            if tasks and (larger.atoms > share or not larger.within(capacity)):
                 break
             left_s -= expected_s(worker, key)
             if left_s < 0:
                 break
             heapq.heappop(queue)
-            atoms += self._specs[key].atoms
+            size = larger
             tasks.append(key)
-        self._ready_atoms[model, stage] -= atoms
+        self._ready_atoms[model, stage] -= size.atoms
         self._ready_tasks -= len(tasks)
         return tuple(tasks)
 
@@ -340,9 +344,14 @@ class Scheduler:
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
+    def _set_capacity(self, lease_id: int, capacity: BatchSize | None) -> None:
+        lease = self._leases.get(lease_id)
+        if capacity is not None and lease is not None and lease.worker in self._workers:
+            self._workers[lease.worker].measured[lease.model] = capacity
+
     def _push(self, key: TaskKey) -> None:
         heapq.heappush(self._ready[key.model][key.stage], (-self._remaining[key], self._order[key], key))
-        self._ready_atoms[key.model, key.stage] += self._specs[key].atoms
+        self._ready_atoms[key.model, key.stage] += self._specs[key].size.atoms
         self._ready_tasks += 1
 
     def _settled(self, key: TaskKey) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from driver.archive.h5md import State
 from driver.archive.records import Structure, TaskKey
+from driver.batch_size import BatchSize
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class TaskSpec:
     Attributes
     ----------
     key : TaskKey
-    atoms : int
-        Atoms that the task brings into a batch.
+    size : BatchSize
+        What the task brings into a batch.
     cost : float
         Expected work, in any unit that is the same for all tasks (atoms x force evaluations).
     requires : tuple of TaskKey
@@ -44,7 +45,7 @@ class TaskSpec:
     """
 
     key: TaskKey
-    atoms: int
+    size: BatchSize
     cost: float
     requires: tuple[TaskKey, ...] = ()
 

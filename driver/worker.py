@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from driver.archive.records import TaskFailure, TaskResult
+from driver.batch_size import BatchSize, BatchSizer, Memory
 from driver.errors import LatdynError
 from driver.interrupts import Interrupts, kill_process
 from driver.messages import Drain, Hello, Kill, LeaseEnd, LeaseFailure, Outcome, Refusal, Stop, ToMaster, ToWorker, Work
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 BATCHED_STAGES = frozenset({"displace", "dynamics", "rescore"})
 """Stages that run the tasks of a lease together; the others run them one after the other."""
+SIZED_STAGE = "dynamics"
+"""The stage whose leases are its batches: what they take decides how large the next ones are."""
 
 
 class StageRunner(Protocol):
@@ -35,6 +38,10 @@ class StageRunner(Protocol):
         """Yield an outcome for each task, as they come; may end early once `stop()` is true."""
         ...
 
+    def memory(self) -> Memory | None:
+        """Return what the last run needed, where that limits batches."""
+        ...
+
     def release_memory(self, error: Exception) -> bool:
         """Return whether `error` says that memory ran out, having freed what can be freed."""
         ...
@@ -42,12 +49,13 @@ class StageRunner(Protocol):
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """Who a worker is, for provenance."""
+    """Who a worker is, for provenance, and what it takes in a batch: `fixed` if the user has said so."""
 
     rank: int
     host: str
     device: str
     capacity_atoms: int
+    fixed: bool = False
 
 
 class UnfitWorker:
@@ -98,7 +106,7 @@ class Worker:
         self._interrupts = interrupts
         self._grace_s = grace_s
         self._deadline: float | None = None
-        self._capacity_atoms = identity.capacity_atoms
+        self._sizers = {key: BatchSizer(identity.capacity_atoms, fixed=identity.fixed) for key in models}
 
     def start(self) -> Iterator[ToMaster]:
         """Load the models, then introduce itself."""
@@ -107,7 +115,7 @@ class Worker:
         except Exception as error:
             yield Refusal(str(error) if isinstance(error, LatdynError) else f"{type(error).__name__}: {error}")
             return
-        yield Hello(self._identity.host, os.getpid(), self._identity.device, self._capacity_atoms)
+        yield Hello(self._identity.host, os.getpid(), self._identity.device, BatchSize(self._identity.capacity_atoms))
 
     def handle(self, message: ToWorker) -> Iterator[ToMaster]:
         """Deal with one message."""
@@ -122,28 +130,32 @@ class Worker:
         started = time.perf_counter()
         self._look_for_drain()
         if self._deadline is not None:
-            yield LeaseEnd(work.lease_id)
+            yield LeaseEnd(work.lease_id, self._sizers[work.model].capacity)
             return
         total_atoms = sum(len(i.structure) for i in work.inputs)
         shares = {i.key: len(i.structure) / total_atoms for i in work.inputs}
         last = started
+        results = 0
         try:
             for outcome in self._runner.run(work.stage, work.inputs, self._models[work.model], self._must_stop):
                 now = time.perf_counter()
                 batched = work.stage in BATCHED_STAGES
                 yield Outcome(work.lease_id, outcome, (now - started) * shares[outcome.key] if batched else now - last)
                 last = now
+                results += isinstance(outcome, TaskResult)
                 if self._must_stop():
                     break
         except Exception as error:
             yield self._lease_failure(work, error, time.perf_counter() - started)
         else:
-            yield LeaseEnd(work.lease_id)
+            if work.stage == SIZED_STAGE and results == len(work.inputs):
+                self._sizers[work.model].fitted(work.size, time.perf_counter() - started, self._runner.memory())
+            yield LeaseEnd(work.lease_id, self._sizers[work.model].capacity)
 
     def _lease_failure(self, work: Work, error: Exception, seconds: float) -> LeaseFailure:
         out_of_memory = self._runner.release_memory(error)
         if out_of_memory:
-            self._capacity_atoms = max(1, min(self._capacity_atoms, work.atoms) // 2)
+            self._sizers[work.model].refused(work.size)
         return LeaseFailure(
             work.lease_id,
             type(error).__name__,
@@ -151,7 +163,7 @@ class Worker:
             traceback.format_exc(),
             seconds,
             out_of_memory,
-            self._capacity_atoms,
+            self._sizers[work.model].capacity,
         )
 
     def _drain(self, grace_s: float) -> None:

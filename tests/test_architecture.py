@@ -50,6 +50,7 @@ def test_each_heavy_library_has_its_rooms():
                 "driver.errors",
                 "driver.settings",
                 "driver.models",
+                "driver.batch_size",
             ),
         ),
         (
@@ -63,6 +64,7 @@ def test_each_heavy_library_has_its_rooms():
                 "driver.settings",
                 "driver.models",
                 "driver.tasks",
+                "driver.batch_size",
             ),
         ),
         (

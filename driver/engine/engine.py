@@ -11,10 +11,12 @@ from ase.data import chemical_symbols
 from mace.modules.models import MACE
 
 from driver.archive.records import Structure
+from driver.batch_size import BatchSizer
 from driver.engine.choice import Agreement, Choice, compare, element_sets
 from driver.engine.evaluator import TorchEvaluator
 from driver.engine.interface import Evaluator
 from driver.engine.load import choose_head, load_model, parse_dtype
+from driver.engine.memory import default_capacity_atoms
 from driver.engine.preparation import UnfitError, cache_folder, prepare
 from driver.engine.select import select_elements
 from driver.engine.symmetrix import SymmetrixEvaluator
@@ -39,13 +41,23 @@ class Engine:
         Of torch's operations on the CPU, for the whole process; None leaves them as they are.
     settings : EngineSettings
         Which evaluator dynamics uses; where the fast one is kept.
+    capacity_atoms : int or None
+        Atoms per batch, if that was asked for.
     """
 
-    def __init__(self, device: str = "cpu", threads: int | None = None, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        threads: int | None = None,
+        settings: EngineSettings | None = None,
+        capacity_atoms: int | None = None,
+    ) -> None:
         self.device = torch.empty(0, device=device).device  # "cuda" -> "cuda:0", as tensors report it
         if threads is not None:
             torch.set_num_threads(threads)
         self._settings = settings or EngineSettings()
+        self._capacity_atoms = capacity_atoms
+        self._sizers: dict[tuple[str, str], BatchSizer] = {}
         self._models: dict[str, MACE] = {}
         self._fast: dict[tuple[str, int, torch.dtype], SymmetrixEvaluator | UnfitError] = {}
         self._compared: dict[tuple[str, int, torch.dtype, frozenset[int]], Agreement] = {}
@@ -117,6 +129,14 @@ class Engine:
                 reason = f"symmetrix differs too much: {agreement}"
                 return Choice(self.evaluator(model, elements, dtype), reason)
         return Choice(fast, str(max(agreements, key=lambda a: a.force_eV_A)))
+
+    def batch_sizer(self, model: ModelFile, dtype: str) -> BatchSizer:
+        """Return what decides how many structures are evaluated at once; it learns from those that are."""
+        key = (model.sha256, dtype)
+        if key not in self._sizers:
+            atoms = self._capacity_atoms or default_capacity_atoms(self.device)
+            self._sizers[key] = BatchSizer(atoms, fixed=self._capacity_atoms is not None)
+        return self._sizers[key]
 
     def prepare(self, model: ModelFile, dtype: str) -> str:
         """Extract and compile what the fast evaluator needs of a model, if it is to be used.

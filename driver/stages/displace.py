@@ -5,6 +5,7 @@ The displaced cells of a material, and those of other materials as far as the me
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +18,11 @@ from phonopy import Phonopy
 from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 
 from driver.archive.records import Array, Scalar, Structure, TaskFailure, TaskKey, TaskResult
+from driver.batch_size import BatchSize, BatchSizer, size_of
 from driver.engine.batch import StructureBatch
 from driver.engine.engine import Engine
 from driver.engine.interface import Evaluator
+from driver.engine.memory import MemoryMeter, ran_out
 from driver.engine.neighbors import NeighborList
 from driver.errors import TaskError
 from driver.models import ModelFile
@@ -29,9 +32,6 @@ from driver.stages.outcomes import attempted, failure, shared_evaluator
 from driver.structures.convert import from_phonopy, to_phonopy
 from driver.structures.supercells import supercell_matrix
 from driver.tasks import TaskInput
-
-BATCH_ATOMS = {"cpu": 160, "cuda": 4000}
-"""Atoms evaluated at once, at most; a single cell always is. More gain nothing on a CPU. Halved where memory ends."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -90,7 +90,8 @@ def displace(
             prepared.append(_displaced_cells(task, supercell, settings))
         except Exception as error:
             yield failure(task.key, error)
-    evaluated = _evaluate([s for cells in prepared for s in cells.structures], evaluator)
+    sizer = engine.batch_sizer(model, settings.dtype)
+    evaluated = _evaluate([s for cells in prepared for s in cells.structures], evaluator, sizer)
     for cells in prepared:
         own = [next(evaluated) for _ in cells.structures]
         yield attempted(cells.key, partial(_result, cells, own, evaluator, settings))
@@ -109,34 +110,49 @@ def _displaced_cells(task: TaskInput, supercell: SupercellSettings, settings: Di
     return _Cells(task.key, phonopy, from_phonopy(phonopy.supercell), datasets, displaced)
 
 
-def _evaluate(structures: Sequence[Structure], evaluator: Evaluator) -> Iterator[tuple[float, FloatArray]]:
+def _evaluate(
+    structures: Sequence[Structure], evaluator: Evaluator, sizer: BatchSizer
+) -> Iterator[tuple[float, FloatArray]]:
     """Yield energy in eV and forces (n, 3) in eV/angstrom of each structure, many evaluated at once."""
-    limit = BATCH_ATOMS[evaluator.device.type]
+    meter = MemoryMeter(evaluator.device)
     done = 0
     while done < len(structures):
-        chunk = _fitting(structures[done:], limit)
-        batch = StructureBatch.from_structures(chunk, dtype=evaluator.dtype, device=evaluator.device)
-        evaluation = None
+        count, size = _fitting(structures[done:], sizer.capacity)
+        began = time.perf_counter()
+        meter.start()
+        evaluated = None
         try:
-            evaluation = evaluator.evaluate(batch, NeighborList(evaluator.cutoff_A, skin_A=0.0))
-        except torch.OutOfMemoryError:
-            if len(chunk) == 1:
+            evaluated = _evaluate_together(structures[done : done + count], evaluator)
+        except Exception as error:
+            if count == 1 or not ran_out(error):
                 raise
-        if evaluation is None:
+        if evaluated is None:
             # Only out here has the exception let go of the tensors that it was raised among.
             torch.cuda.empty_cache()
-            limit = sum(batch.counts) // 2
+            sizer.refused(size)
             continue
-        forces = evaluation.forces.double().cpu().numpy()
-        energies = evaluation.energy.cpu().numpy()
-        yield from zip(energies.tolist(), np.split(forces, np.cumsum(batch.counts)[:-1]), strict=True)
-        done += len(chunk)
+        sizer.fitted(size, time.perf_counter() - began, meter.read())
+        yield from evaluated
+        done += count
 
 
-def _fitting(structures: Sequence[Structure], limit: int) -> Sequence[Structure]:
-    """Return as many structures from the beginning as have at most `limit` atoms together, but at least one."""
-    totals = np.cumsum([len(s) for s in structures])
-    return structures[: max(1, int(np.searchsorted(totals, limit, side="right")))]
+def _evaluate_together(structures: Sequence[Structure], evaluator: Evaluator) -> list[tuple[float, FloatArray]]:
+    batch = StructureBatch.from_structures(structures, dtype=evaluator.dtype, device=evaluator.device)
+    evaluation = evaluator.evaluate(batch, NeighborList(evaluator.cutoff_A, skin_A=0.0))
+    forces = evaluation.forces.double().cpu().numpy()
+    energies = evaluation.energy.cpu().numpy()
+    return list(zip(energies.tolist(), np.split(forces, np.cumsum(batch.counts)[:-1]), strict=True))
+
+
+def _fitting(structures: Sequence[Structure], capacity: BatchSize) -> tuple[int, BatchSize]:
+    """Return how many structures from the beginning are within a capacity together, at least one, and their size."""
+    size, count = size_of(structures[0]), 1
+    for structure in structures[1:]:
+        larger = size + size_of(structure)
+        if not larger.within(capacity):
+            break
+        size, count = larger, count + 1
+    return count, size
 
 
 def _result(

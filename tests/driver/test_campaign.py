@@ -33,14 +33,14 @@ def test_tasks_of_a_campaign():
     )
     assert tasks[relax].requires == () and tasks[first].requires == (relax,) and tasks[second].requires == (first,)
     assert tasks[TaskKey("A", "n", "displace")].requires == (relax,)
-    assert tasks[relax].atoms == 2 and tasks[first].atoms == 2 * 8 * 2
+    assert tasks[relax].size.atoms == 2 and tasks[first].size.atoms == 2 * 8 * 2
     assert tasks[first].cost == 32 * 500
 
 
 def test_supercell_by_length_counts_cells():
     settings = replace(SETTINGS, supercell=SupercellSettings(min_length_A=12.0))
     tasks = {task.key: task for task in build_tasks([material("A")], ["m"], settings)}
-    assert tasks[TaskKey("A", "m", "dynamics", 0)].atoms == 2 * 27 * 2
+    assert tasks[TaskKey("A", "m", "dynamics", 0)].size.atoms == 2 * 27 * 2
 
 
 def test_geometry_as_given_is_one_evaluation():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from driver.archive.reader import open_archive
 from driver.archive.records import TaskKey
 from driver.archive.verify import verify
 from driver.archive.writer import ArchiveWriter
+from driver.batch_size import BatchSize, Memory
 from driver.errors import TaskError, UsageError
 from driver.interrupts import Interrupts
 from driver.master import Master, Summary
@@ -31,11 +33,14 @@ def specs(segments: int = 3, materials: tuple[str, ...] = MATERIALS) -> list[Tas
     tasks = []
     for name in materials:
         relax = TaskKey(name, "m", "relax")
-        tasks += [TaskSpec(relax, 4, 4.0), TaskSpec(TaskKey(name, "m", "displace"), 8, 8.0, (relax,))]
+        tasks += [
+            TaskSpec(relax, BatchSize(4), 4.0),
+            TaskSpec(TaskKey(name, "m", "displace"), BatchSize(8), 8.0, (relax,)),
+        ]
         before = relax
         for segment in range(segments):
             key = TaskKey(name, "m", "dynamics", segment)
-            tasks.append(TaskSpec(key, 8, 80.0, (before,)))
+            tasks.append(TaskSpec(key, BatchSize(8), 80.0, (before,)))
             before = key
     return tasks
 
@@ -68,7 +73,8 @@ def run(
         writer = ArchiveWriter.open(path)
     else:
         writer = ArchiveWriter.create(path, HEADER)
-        writer.add_materials([material(name) for name in MATERIALS])
+        names = dict.fromkeys(spec.key.material for spec in tasks or specs())
+        writer.add_materials([material(name) for name in names])
         writer.add_models([model("m")])
     progress = Silent()
     with writer, Interrupts() as interrupts:
@@ -154,6 +160,17 @@ def test_out_of_memory_halves_the_batch_until_it_fits(tmp_path):
     summary, progress = run(tmp_path / "a.h5", runner)
     assert summary.counts.done == 15 and progress.failures == []
     assert {len(lease) for lease in runner.leases[-6:]} == {1}
+
+
+def test_batches_grow_with_the_memory_that_is_measured(tmp_path):
+    """From one crystal at a time to as many as there are, but only where there is room for more."""
+    tasks = [replace(spec, size=BatchSize(8, 80)) for spec in specs(6, tuple("ABCDEFGHIJKL"))]
+    largest = {}
+    for name, room in (("much", 1e6), ("little", 12.0)):
+        runner = ToyRunner(measured=Memory(peak_bytes=8.0, available_bytes=room))
+        run(tmp_path / f"{name}.h5", runner, tasks=tasks, capacity=8)
+        largest[name] = max(len(lease) for lease in runner.leases if lease[0].stage == "dynamics")
+    assert largest == {"much": 4, "little": 1}  # four times more than have fitted
 
 
 def test_a_worker_that_cannot_use_a_model_ends_the_run_with_its_reason(tmp_path):

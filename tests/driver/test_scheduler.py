@@ -11,17 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver.archive.records import TaskKey, TaskState
+from driver.batch_size import BatchSize
 from driver.scheduler import Scheduler
 from driver.tasks import TaskSpec
 
 
 def chain(material: str, model: str = "m", segments: int = 3, atoms: int = 80, cost: float = 100.0) -> list[TaskSpec]:
     relax = TaskKey(material, model, "relax")
-    specs = [TaskSpec(relax, 10, 10.0), TaskSpec(TaskKey(material, model, "displace"), 5 * atoms, 20.0, (relax,))]
+    specs = [
+        TaskSpec(relax, BatchSize(10), 10.0),
+        TaskSpec(TaskKey(material, model, "displace"), BatchSize(5 * atoms), 20.0, (relax,)),
+    ]
     before = relax
     for segment in range(segments):
         key = TaskKey(material, model, "dynamics", segment)
-        specs.append(TaskSpec(key, atoms, cost, (before,)))
+        specs.append(TaskSpec(key, BatchSize(atoms), cost, (before,)))
         before = key
     return specs
 
@@ -45,8 +49,8 @@ def drain_all(scheduler: Scheduler) -> list[TaskKey]:
 def test_everything_is_done_once_and_after_what_it_requires():
     specs = campaign(7)
     scheduler = Scheduler(specs)
-    scheduler.add_worker(1, 160)
-    scheduler.add_worker(2, 160)
+    scheduler.add_worker(1, BatchSize(160))
+    scheduler.add_worker(2, BatchSize(160))
     order = drain_all(scheduler)
     assert sorted(order) == sorted(s.key for s in specs)
     position = {key: i for i, key in enumerate(order)}
@@ -56,23 +60,23 @@ def test_everything_is_done_once_and_after_what_it_requires():
 
 def test_longest_chain_goes_first():
     scheduler = Scheduler(chain("short", segments=1) + chain("long", segments=9))
-    scheduler.add_worker(1, 1)
+    scheduler.add_worker(1, BatchSize(1))
     assert scheduler.assign()[0].tasks[0].material == "long"
 
 
 def test_lease_respects_capacity_but_a_large_task_still_runs():
-    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), 30, 1.0) for i in range(100)])
-    scheduler.add_worker(1, 70)
+    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(30), 1.0) for i in range(100)])
+    scheduler.add_worker(1, BatchSize(70))
     assert [len(lease.tasks) for lease in scheduler.assign()] == [2, 2]
-    big = Scheduler([TaskSpec(TaskKey("big", "m", "relax"), 1000, 1.0)])
-    big.add_worker(1, 70)
+    big = Scheduler([TaskSpec(TaskKey("big", "m", "relax"), BatchSize(1000), 1.0)])
+    big.add_worker(1, BatchSize(70))
     assert [lease.tasks[0].material for lease in big.assign()] == ["big"]
 
 
 def test_leases_shrink_towards_the_end():
-    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), 10, 1.0) for i in range(64)])
-    scheduler.add_worker(1, 10**9)
-    scheduler.add_worker(2, 10**9)
+    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(10), 1.0) for i in range(64)])
+    scheduler.add_worker(1, BatchSize(10**9))
+    scheduler.add_worker(2, BatchSize(10**9))
     sizes = []
     while leases := scheduler.assign():
         for lease in leases:
@@ -84,33 +88,33 @@ def test_leases_shrink_towards_the_end():
 
 
 def test_worker_stays_with_its_model():
-    specs = [TaskSpec(TaskKey(f"M{i}", model, "relax"), 10, 1.0) for i in range(8) for model in ("a", "b")]
+    specs = [TaskSpec(TaskKey(f"M{i}", model, "relax"), BatchSize(10), 1.0) for i in range(8) for model in ("a", "b")]
     scheduler = Scheduler(specs, leases_in_flight=1)
-    scheduler.add_worker(1, 10)
+    scheduler.add_worker(1, BatchSize(10))
     models = [key.model for key in drain_all(scheduler)]
     assert sum(x != y for x, y in itertools.pairwise(models)) == 1
 
 
 def test_two_leases_in_flight_and_no_second_before_all_have_one():
-    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), 10, 1.0) for i in range(100)])
+    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(10), 1.0) for i in range(100)])
     for worker in (1, 2, 3):
-        scheduler.add_worker(worker, 10)
+        scheduler.add_worker(worker, BatchSize(10))
     assert [lease.worker for lease in scheduler.assign()] == [1, 2, 3, 1, 2, 3]
     assert scheduler.assign() == []
 
 
 def test_at_the_end_no_worker_hoards_what_another_could_run():
-    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), 10, 1.0) for i in range(3)])
-    scheduler.add_worker(1, 10)
-    scheduler.add_worker(2, 10)
+    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(10), 1.0) for i in range(3)])
+    scheduler.add_worker(1, BatchSize(10))
+    scheduler.add_worker(2, BatchSize(10))
     assert [lease.worker for lease in scheduler.assign()] == [1, 2]
 
 
 def test_failed_lease_is_split_until_the_culprit_stands_alone():
-    specs = [TaskSpec(TaskKey(f"M{i}", "m", "relax"), 1, 1.0) for i in range(16)]
+    specs = [TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(1), 1.0) for i in range(16)]
     culprit = specs[11].key
     scheduler = Scheduler(specs, max_attempts=2)
-    scheduler.add_worker(1, 1000)
+    scheduler.add_worker(1, BatchSize(1000))
     failures = 0
     while leases := scheduler.assign():
         for lease in leases:
@@ -129,8 +133,10 @@ def test_failed_lease_is_split_until_the_culprit_stands_alone():
 
 
 def test_split_leaves_alone_what_was_already_reported():
-    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), 1, 1.0) for i in range(4)], leases_in_flight=1)
-    scheduler.add_worker(1, 1000)
+    scheduler = Scheduler(
+        [TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(1), 1.0) for i in range(4)], leases_in_flight=1
+    )
+    scheduler.add_worker(1, BatchSize(1000))
     (lease,) = scheduler.assign()
     for key in lease.tasks[:3]:
         scheduler.finish(key)
@@ -139,7 +145,7 @@ def test_split_leaves_alone_what_was_already_reported():
 
 def test_quarantine_blocks_dependents_and_nothing_else():
     scheduler = Scheduler(campaign(2))
-    scheduler.add_worker(1, 1)
+    scheduler.add_worker(1, BatchSize(1))
     bad = TaskKey("M0", "m", "relax")
     while leases := scheduler.assign():
         for lease in leases:
@@ -156,7 +162,7 @@ def test_quarantine_blocks_dependents_and_nothing_else():
 def test_attempts_continue_where_an_earlier_run_left_them():
     key = TaskKey("M0", "m", "relax")
     scheduler = Scheduler(chain("M0"), {key: TaskState("failed", 2)}, max_attempts=3)
-    scheduler.add_worker(1, 100)
+    scheduler.add_worker(1, BatchSize(100))
     (lease, *_) = scheduler.assign()
     assert scheduler.next_attempt(key) == 3
     assert scheduler.fail(lease.tasks[0]) is True
@@ -165,14 +171,14 @@ def test_attempts_continue_where_an_earlier_run_left_them():
 def test_resumes_from_the_archive_and_a_longer_trajectory_is_only_more_tasks():
     states = {spec.key: TaskState("done", 1) for spec in chain("M0", segments=3)}
     scheduler = Scheduler(chain("M0", segments=5), states)
-    scheduler.add_worker(1, 1000)
+    scheduler.add_worker(1, BatchSize(1000))
     assert drain_all(scheduler) == [TaskKey("M0", "m", "dynamics", 3), TaskKey("M0", "m", "dynamics", 4)]
 
 
 def test_lost_worker_gives_its_tasks_back_and_drain_hands_out_nothing():
     scheduler = Scheduler(campaign(4))
-    scheduler.add_worker(1, 1000)
-    scheduler.add_worker(2, 1000)
+    scheduler.add_worker(1, BatchSize(1000))
+    scheduler.add_worker(2, BatchSize(1000))
     leases = scheduler.assign()
     lost = [key for lease in leases if lease.worker == 1 for key in lease.tasks]
     running = next(lease for lease in leases if lease.worker == 1)
@@ -188,7 +194,7 @@ def test_lost_worker_gives_its_tasks_back_and_drain_hands_out_nothing():
 
 def test_a_task_that_requires_what_is_not_there_is_refused():
     with pytest.raises(ValueError, match="requires"):
-        Scheduler([TaskSpec(TaskKey("A", "m", "displace"), 1, 1.0, (TaskKey("A", "m", "relax"),))])
+        Scheduler([TaskSpec(TaskKey("A", "m", "displace"), BatchSize(1), 1.0, (TaskKey("A", "m", "relax"),))])
 
 
 @settings(max_examples=150, deadline=None)
@@ -199,7 +205,7 @@ def test_any_order_of_events_ends_with_every_task_settled(seed, materials, worke
     specs = [s for i in range(materials) for s in chain(f"M{i}", model=rng.choice("ab"), segments=rng.randint(1, 4))]
     scheduler = Scheduler(specs, max_attempts=2)
     for worker in range(workers):
-        scheduler.add_worker(worker, capacity)
+        scheduler.add_worker(worker, BatchSize(capacity))
     requires = {s.key: s.requires for s in specs}
     done: set[TaskKey] = set()
     out: list = []
@@ -244,7 +250,7 @@ def test_simulated_machine_is_kept_busy(workers):
     specs = [s for i in range(400) for s in chain(f"M{i}", model=f"m{i % 4}", segments=segments)]
     scheduler = Scheduler(specs)
     for worker in range(workers):
-        scheduler.add_worker(worker, 80)
+        scheduler.add_worker(worker, BatchSize(80))
     cost = {s.key: s.cost * rng.uniform(0.9, 1.1) for s in specs}
     now, busy_until, events, sequence = 0.0, dict.fromkeys(range(workers), 0.0), [], 0
     while True:
@@ -265,11 +271,11 @@ def test_simulated_machine_is_kept_busy(workers):
 
 
 def test_suspects_of_a_death_run_alone_and_the_killer_is_given_up():
-    specs = [TaskSpec(TaskKey(f"M{i}", "m", "relax"), 1, 1.0) for i in range(8)]
+    specs = [TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(1), 1.0) for i in range(8)]
     killer = specs[3].key
     scheduler = Scheduler(specs, max_attempts=3)
     workers = iter(range(100))
-    scheduler.add_worker(next(workers), 1000)
+    scheduler.add_worker(next(workers), BatchSize(1000))
     deaths = 0
     while leases := scheduler.assign():
         for lease in leases:
@@ -278,7 +284,7 @@ def test_suspects_of_a_death_run_alone_and_the_killer_is_given_up():
             if killer in lease.tasks and lease == scheduler.leases_of(lease.worker)[0]:
                 deaths += 1
                 suspects = scheduler.lose_worker(lease.worker)
-                scheduler.add_worker(next(workers), 1000)
+                scheduler.add_worker(next(workers), BatchSize(1000))
                 if len(suspects) == 1:
                     assert scheduler.fail(suspects[0]) == (deaths == 3)
                 continue
@@ -290,9 +296,9 @@ def test_suspects_of_a_death_run_alone_and_the_killer_is_given_up():
 
 
 def test_what_would_not_be_done_in_time_is_not_handed_out():
-    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), 1, 10.0) for i in range(8)])
-    scheduler.add_worker(1, 1000)
-    scheduler.add_worker(2, 1000)
+    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(1), 10.0) for i in range(8)])
+    scheduler.add_worker(1, BatchSize(1000))
+    scheduler.add_worker(2, BatchSize(1000))
     speed = {1: 1.0, 2: 0.1}
 
     def expected_s(worker: int, key: TaskKey) -> float:

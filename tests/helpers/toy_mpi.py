@@ -20,6 +20,7 @@ from toy_runner import ToyRunner
 
 from driver.archive.records import ArchiveError, TaskFailure, TaskKey, TaskResult
 from driver.archive.writer import ArchiveWriter
+from driver.batch_size import BatchSize
 from driver.errors import LatdynError
 from driver.interrupts import Interrupts
 from driver.master import Master
@@ -67,11 +68,14 @@ def tasks(materials: int) -> list[TaskSpec]:
     specs = []
     for index in range(materials):
         relax = TaskKey(f"M{index}", "m", "relax")
-        specs += [TaskSpec(relax, 4, 4.0), TaskSpec(TaskKey(f"M{index}", "m", "displace"), 4, 4.0, (relax,))]
+        specs += [
+            TaskSpec(relax, BatchSize(4, 100), 4.0),
+            TaskSpec(TaskKey(f"M{index}", "m", "displace"), BatchSize(4, 100), 4.0, (relax,)),
+        ]
         before = relax
         for segment in range(SEGMENTS):
             key = TaskKey(f"M{index}", "m", "dynamics", segment)
-            specs.append(TaskSpec(key, 4, 4.0, (before,)))
+            specs.append(TaskSpec(key, BatchSize(4, 100), 4.0, (before,)))
             before = key
     return specs
 

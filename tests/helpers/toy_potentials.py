@@ -9,6 +9,7 @@ import torch
 from ase.data import chemical_symbols
 
 from driver.archive.records import Structure
+from driver.batch_size import BatchSizer
 from driver.engine.batch import StructureBatch
 from driver.engine.choice import Choice
 from driver.engine.interface import Evaluation
@@ -128,10 +129,16 @@ class LennardJones(_Toy):
 class ToyEngine:
     """Stands in for `Engine`: makes toy evaluators; elements in `lacking` are unknown to every model."""
 
-    def __init__(self, make: Callable[[torch.dtype], _Toy], lacking: Iterable[int] = ()) -> None:
+    def __init__(
+        self, make: Callable[[torch.dtype], _Toy], lacking: Iterable[int] = (), capacity_atoms: int = 200
+    ) -> None:
         self._make = make
         self._lacking = set(lacking)
         self.evaluators: list[_Toy] = []
+        self.sizer = BatchSizer(capacity_atoms, fixed=True)
+
+    def batch_sizer(self, model: ModelFile, dtype: str) -> BatchSizer:
+        return self.sizer
 
     def check_elements(self, model: ModelFile, numbers: Iterable[int]) -> None:
         unknown = sorted(self._lacking & {int(z) for z in numbers})

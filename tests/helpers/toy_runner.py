@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from archive_samples import displace_result, dynamics_result, relax_result
 
 from driver.archive.records import TaskFailure, TaskKey, TaskResult
+from driver.batch_size import Memory
 from driver.errors import LatdynError, TaskError
 from driver.models import ModelFile
 from driver.tasks import TaskInput
@@ -47,6 +48,7 @@ class ToyRunner:
     seconds: float = 0.0
     bad_model: str = ""
     signals: tuple[int, signal.Signals] | None = None
+    measured: Memory | None = None
     begun: int = 0
     leases: list[tuple[TaskKey, ...]] = field(default_factory=list)
 
@@ -79,6 +81,10 @@ class ToyRunner:
                 yield failure(key, self.fail.pop(key) if self.once else self.fail[key])
             else:
                 yield RESULTS[stage](key)
+
+    def memory(self) -> Memory | None:
+        """Made up by the test."""
+        return self.measured
 
     def release_memory(self, error: Exception) -> bool:
         """Whether the toy has run out of memory."""

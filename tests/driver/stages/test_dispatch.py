@@ -7,8 +7,9 @@ import pytest
 import threadpoolctl
 import torch
 
+from driver.engine.memory import CPU_CAPACITY_ATOMS, default_capacity_atoms
 from driver.settings import Settings
-from driver.stages.dispatch import CPU_CAPACITY_ATOMS, EngineRunner, default_capacity_atoms
+from driver.stages.dispatch import EngineRunner
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from driver.archive.records import Structure, TaskFailure, TaskKey, TaskResult
 from driver.engine.calculator import BatchCalculator
 from driver.models import ModelFile
 from driver.settings import DisplaceSettings, SupercellSettings
-from driver.stages import displace as module
 from driver.stages.displace import displace, force_constant_asymmetry
 from driver.structures.convert import from_ase, to_ase, to_phonopy
 from driver.structures.supercells import make_supercell, supercell_matrix
@@ -137,15 +136,15 @@ def test_force_constants_of_a_harmonic_crystal_come_back_exactly():
     assert result.scalars["max_residual_force_eV_A"] < 1e-12
 
 
-def test_materials_share_batches_without_changing_each_other(monkeypatch):
+def test_materials_share_batches_without_changing_each_other():
     structures = [argon(), wurtzite(), argon(5.2)]
     inputs = [TaskInput(TaskKey(f"m{i}", "toy", "displace"), s) for i, s in enumerate(structures)]
     toy = engine()
     together = list(displace(inputs, MODEL, toy, SUPERCELL, DisplaceSettings()))
     assert toy.evaluators[0].evaluations < sum(r.scalars["displacements"] + 1 for r in together)
-    monkeypatch.setattr(module, "BATCH_ATOMS", {"cpu": 1})
     for one, result in zip(inputs, together, strict=True):
-        (alone,) = displace([one], MODEL, engine(), SUPERCELL, DisplaceSettings())
+        single = ToyEngine(lambda dtype: LennardJones(dtype=dtype), capacity_atoms=1)
+        (alone,) = displace([one], MODEL, single, SUPERCELL, DisplaceSettings())
         assert alone.key == result.key
         for path, array in alone.arrays.items():
             if isinstance(array.value, np.ndarray):
@@ -170,7 +169,7 @@ def test_asymmetry_of_a_known_matrix():
     assert force_constant_asymmetry(phi) == 0.25
 
 
-def test_memory_that_does_not_suffice_makes_smaller_batches(monkeypatch):
+def test_memory_that_does_not_suffice_makes_smaller_batches():
     class Small(LennardJones):
         largest = 0
 
