@@ -25,6 +25,8 @@ from driver.archive.verify import verify
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "tests" / "helpers" / "toy_mpi.py"
+PATIENCE_S = 600.0
+"""A run that has not ended after this time hangs."""
 
 
 def campaign(archive: Path, ranks: int, materials: int, seconds: float) -> subprocess.Popen[str]:
@@ -67,6 +69,30 @@ def committed(archive: Path) -> dict[TaskKey, str]:
     }
 
 
+def kill(process: subprocess.Popen[str], ranks: dict[int, int], kills: dict[int, int], rng: random.Random) -> None:
+    """Kill one or two ranks, let the others go on for a while, then kill them too."""
+    for rank in rng.sample(sorted(ranks), k=rng.randint(1, 2)):
+        time.sleep(rng.uniform(0.0, 0.8))
+        kills[rank] += killed(process, ranks[rank])
+    time.sleep(rng.uniform(0.0, 0.5 if rng.random() < 0.7 else 4.0))
+    kill_all(process, ranks, kills)
+
+
+def kill_all(process: subprocess.Popen[str], ranks: dict[int, int], kills: dict[int, int]) -> None:
+    """Kill every rank that is still there."""
+    for rank, pid in ranks.items():
+        kills[rank] += killed(process, pid)
+
+
+def killed(process: subprocess.Popen[str], pid: int) -> bool:
+    """Kill a rank; return whether it was there."""
+    state = Path(f"/proc/{pid}/stat")
+    if process.poll() is not None or not state.exists() or ") Z " in state.read_text():
+        return False
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+
 def main() -> int:
     """Kill and resume until the campaign is complete."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -77,7 +103,7 @@ def main() -> int:
     rng = random.Random(options.seed)
     materials = max(4, options.kills)
     kills = dict.fromkeys(range(options.ranks), 0)
-    runs = lost = 0
+    runs = lost = hangs = 0
     with tempfile.TemporaryDirectory() as temporary:
         archive, undisturbed = Path(temporary) / "archive.h5", Path(temporary) / "undisturbed.h5"
         campaign(undisturbed, options.ranks, materials, 0.0).communicate()
@@ -86,18 +112,14 @@ def main() -> int:
         while len(before) < len(expected):
             process = campaign(archive, options.ranks, materials, 0.2)
             ranks = pids(process, options.ranks)
-            for rank in rng.sample(sorted(ranks), k=rng.randint(1, 2)):
-                time.sleep(rng.uniform(0.0, 0.8))
-                if process.poll() is None:
-                    os.kill(ranks[rank], signal.SIGKILL)
-                    kills[rank] += 1
-            if rng.random() < 0.7:  # do not wait for the survivors to finish: that would be an easy campaign
-                time.sleep(rng.uniform(0.0, 0.8))
-                for rank, pid in ranks.items():
-                    if process.poll() is None and Path(f"/proc/{pid}").exists():
-                        os.kill(pid, signal.SIGKILL)
-                        kills[rank] += 1
-            process.communicate()
+            if sum(kills.values()) < options.kills:
+                kill(process, ranks, kills, rng)
+            try:
+                process.communicate(timeout=PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                hangs += 1
+                kill_all(process, ranks, kills)
+                process.communicate()
             runs += 1
             now = committed(archive)
             lost += len(verify(archive)) if archive.exists() else 0
@@ -106,8 +128,8 @@ def main() -> int:
         wrong = sum(before[key] != checksum for key, checksum in expected.items())
     by_rank = ", ".join(f"rank {rank}: {count}" for rank, count in kills.items())
     print(f"{len(expected)} tasks, {runs} runs, {sum(kills.values())} ranks killed in mid-campaign ({by_rank})")
-    print(f"committed results lost or altered: {lost}; different from an undisturbed run: {wrong}")
-    return 1 if lost or wrong else 0
+    print(f"committed results lost or altered: {lost}; different from an undisturbed run: {wrong}; hanging: {hangs}")
+    return 1 if lost or wrong or hangs else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -67,14 +68,12 @@ def test_ranks_change_nothing(tmp_path, serial, ranks):
 
 
 def wait_for(archive: Path, tasks: int, timeout_s: float = 120.0) -> None:
-    """Wait until so many tasks are committed."""
+    """Wait until so many tasks are committed and a master is at work."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        try:
-            if len(done(archive)) >= tasks:
+        with contextlib.suppress(ArchiveError, FileNotFoundError):  # not created yet
+            if len(done(archive)) >= tasks and Path(f"/proc/{master_pid(archive)}").exists():
                 return
-        except ArchiveError:
-            pass  # not created yet
         time.sleep(0.05)
     pytest.fail(f"{tasks} tasks were not committed within {timeout_s} s")
 
