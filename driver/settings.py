@@ -213,7 +213,7 @@ class ExecutionSettings:
     threads : int or None
         CPU threads per worker; None: a fair share of the cores.
     capacity_atoms : int or None
-        Atoms per batch of a worker; None: by device (see `driver.stages.dispatch`).
+        Atoms per batch of a worker; None: found by measuring (see `driver.batch_size`).
     leases_in_flight : int
         Leases that a worker holds at a time.
     max_attempts : int

@@ -73,14 +73,21 @@ def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_PROC_BIND"] = "false"
     try:
-        head = (list(getattr(model, "heads", None) or [])[choose_head(model, file) :] or [""])[0]
-        target = cache / "extracted" / _digest(_LAYOUT, version, file.sha256, head)
-        extracted = made_once(target, lambda folder: _extract(file, head, folder))
+        extracted = extracted_model(model, file, cache).parent
         native = _compiled(extracted, dtype, cache / "compiled", version)
     except Exception as error:  # whatever a young library raises, the reference can take over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnfitError(f"symmetrix-xl {version}: {reason[:300]}") from error
     return SymmetrixEvaluator(native, dtype=parse_dtype(dtype))
+
+
+def extracted_model(model: MACE, file: ModelFile, cache: Path) -> Path:
+    """Return the model as symmetrix-xl reads it, extracting it first if no process has yet; as `prepare` does."""
+    version = importlib.metadata.version("symmetrix-xl")
+    heads = list(getattr(model, "heads", None) or [""])
+    head = heads[choose_head(model, file)]
+    target = cache / "extracted" / _digest(_LAYOUT, version, file.sha256, head)
+    return made_once(target, lambda folder: _extract(file, head, folder)) / "model.json"
 
 
 def _usable_version() -> str:
