@@ -187,6 +187,8 @@ class EngineSettings:
         Agreement: largest difference of the energy per atom.
     force_tolerance_eV_A, force_tolerance_relative : float
         Agreement: a force component differs by the first, plus the second times the largest component, at most.
+    cuequivariance : bool
+        The reference uses NVIDIA's cuEquivariance kernels, which must be installed; worth trying on GPUs only.
     cache : str or None
         Folder of prepared models; None: $LATDYN_CACHE, else ~/.cache/latdyn/prepared.
     """
@@ -195,6 +197,7 @@ class EngineSettings:
     energy_tolerance_eV_atom: float = 1e-4
     force_tolerance_eV_A: float = 5e-4
     force_tolerance_relative: float = 5e-4
+    cuequivariance: bool = False
     cache: str | None = None
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from driver.batch_size import BatchSizer
 from driver.engine.choice import Agreement, Choice, compare, element_sets
 from driver.engine.evaluator import TorchEvaluator
 from driver.engine.interface import Evaluator
+from driver.engine.kernels import with_cuequivariance
 from driver.engine.load import choose_head, load_model, parse_dtype
 from driver.engine.memory import default_capacity_atoms
 from driver.engine.preparation import UnfitError, cache_folder, prepare
@@ -86,13 +87,21 @@ class Engine:
         elements = frozenset(int(z) for z in numbers)
         self.check_elements(model, elements)
         key = (model.sha256, choose_head(whole, model), parse_dtype(dtype), elements)
+        if self._settings.cuequivariance:
+            key = (*key[:3], frozenset(int(z) for z in whole.atomic_numbers))
         if key not in self._evaluators:
-            reduced = select_elements(whole, sorted(elements))
-            self._evaluators[key] = TorchEvaluator(reduced, head=key[1], dtype=key[2], device=self.device)
+            self._evaluators[key] = self._reference(whole, elements, *key[1:3])
             if len(self._evaluators) > MAX_EVALUATORS:
                 self._evaluators.popitem(last=False)
         self._evaluators.move_to_end(key)
         return self._evaluators[key]
+
+    def _reference(self, whole: MACE, elements: frozenset[int], head: int, dtype: torch.dtype) -> TorchEvaluator:
+        if self._settings.cuequivariance:
+            name, model = "torch+cuequivariance", with_cuequivariance(whole, self.device)
+        else:
+            name, model = "torch", select_elements(whole, sorted(elements))
+        return TorchEvaluator(model, head=head, dtype=dtype, device=self.device, name=name)
 
     def choose(self, model: ModelFile, structures: Sequence[Structure], dtype: str) -> Choice:
         """Return the evaluator that dynamics uses for some structures: the fast one if it is as good as the reference.

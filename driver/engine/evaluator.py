@@ -35,20 +35,23 @@ class TorchEvaluator:
         Index of the model's head.
     dtype : torch.dtype
     device : torch.device
+    name : str
+        Tells evaluators of this kind apart.
 
     Attributes
     ----------
     name : str
-        "torch".
+        For the archive.
     cutoff_A : float
         Range of the neighbour list that the model needs.
     atomic_numbers : tuple of int
         Elements that can be evaluated.
     """
 
-    name = "torch"
-
-    def __init__(self, model: MACE, *, head: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, model: MACE, *, head: int, dtype: torch.dtype, device: torch.device, name: str = "torch"
+    ) -> None:
+        self.name = name
         self.dtype = dtype
         self.device = device
         self.cutoff_A = float(model.r_max)

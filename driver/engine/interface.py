@@ -34,7 +34,7 @@ class Evaluator(Protocol):
     """A model on a device in one precision."""
 
     name: str
-    """"torch" or "symmetrix"."""
+    """"torch", "torch+cuequivariance" or "symmetrix"."""
     dtype: torch.dtype
     device: torch.device
     cutoff_A: float
