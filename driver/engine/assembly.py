@@ -1,4 +1,7 @@
-"""From derivatives by edge vectors to forces and stress: what all evaluators do alike."""
+"""From derivatives by edge vectors to forces and stress: what all evaluators do alike.
+
+E depends on positions only through the edge vectors r = R_receiver - R_sender + shift, so dE/dr gives all.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,11 @@ def assemble(
     batch: StructureBatch,
     edges: Edges,
     energy: torch.Tensor,
-    gradient: torch.Tensor,
-    *,
-    stress: bool,
+    forces: torch.Tensor,
+    stress: torch.Tensor | None = None,
     lost: torch.Tensor | None = None,
 ) -> Evaluation:
-    """Return the evaluation of a batch.
-
-    E depends on positions only through the edge vectors r = R_receiver - R_sender + shift, so dE/dr gives all.
+    """Return the evaluation of a batch, with NaN for structures of which nothing is known.
 
     Parameters
     ----------
@@ -28,26 +28,29 @@ def assemble(
     edges : Edges
     energy : (B,) float64
         In eV.
-    gradient : (E, 3)
-        dE/dr in eV/angstrom.
-    stress : bool
-        Also compute the stress.
+    forces : (N, 3)
+        In eV/angstrom.
+    stress : (B, 3, 3), optional
+        In eV/angstrom^3.
     lost : (B,) bool, optional
-        Structures of which nothing is known, besides those that `edges` cannot be made for: they get NaN.
+        Structures of which nothing is known, besides those that `edges` cannot be made for.
     """
-    forces = torch.zeros(batch.positions.shape, dtype=gradient.dtype, device=gradient.device)
-    forces.index_add_(0, edges.senders, gradient)
-    forces.index_add_(0, edges.receivers, gradient, alpha=-1)
-    tensor = _stress(batch, edges, gradient) if stress else None
     if edges.unusable:
         lost = torch.zeros(batch.size, dtype=torch.bool, device=forces.device) if lost is None else lost
         lost[list(edges.unusable)] = True
     if lost is not None:
         energy[lost] = torch.nan
         forces[lost[batch.system]] = torch.nan
-        if tensor is not None:
-            tensor[lost] = torch.nan
-    return Evaluation(energy, forces, tensor)
+        if stress is not None:
+            stress[lost] = torch.nan
+    return Evaluation(energy, forces, stress)
+
+
+def forces_of(batch: StructureBatch, edges: Edges, gradient: torch.Tensor) -> torch.Tensor:
+    """Return forces (N, 3) from dE/dr (E, 3), both in eV/angstrom."""
+    forces = torch.zeros(batch.positions.shape, dtype=gradient.dtype, device=gradient.device)
+    forces.index_add_(0, edges.senders, gradient)
+    return forces.index_add_(0, edges.receivers, gradient, alpha=-1)
 
 
 def check_batch(
@@ -61,8 +64,11 @@ def check_batch(
         raise ValueError(f"the neighbour list ends at {list_cutoff_A} A, the model at {cutoff_A} A")
 
 
-def _stress(batch: StructureBatch, edges: Edges, gradient: torch.Tensor) -> torch.Tensor:
-    """Return the stress (B, 3, 3) in eV/angstrom^3: sum over edges of r (x) dE/dr, symmetrised, by volume."""
+def stress_of(batch: StructureBatch, edges: Edges, gradient: torch.Tensor) -> torch.Tensor:
+    """Return the stress (B, 3, 3) in eV/angstrom^3: sum over edges of r (x) dE/dr, symmetrised, by volume.
+
+    `gradient` is dE/dr (E, 3) in eV/angstrom.
+    """
     vectors = edges.vectors(batch.positions.detach())
     virial = torch.zeros(batch.size, 9, dtype=gradient.dtype, device=gradient.device)
     products = (vectors.unsqueeze(2) * gradient.unsqueeze(1)).view(-1, 9)

@@ -74,6 +74,13 @@ def element_sets(structures: Sequence[Structure]) -> dict[frozenset[int], Struct
     return found
 
 
+def probe_crystal(elements: Sequence[int]) -> Structure:
+    """Return a crystal of some elements for comparisons where no material is at hand: a line of atoms, 3 A apart."""
+    count = len(elements)
+    positions = np.column_stack([3.0 * np.arange(count), np.zeros(count), np.zeros(count)])
+    return Structure(np.array(elements, dtype=np.int64), positions, np.diag([3.0 * count, 3.5, 4.0]))
+
+
 def _rattled(structure: Structure) -> Structure:
     random = np.random.default_rng(len(structure))
     shifts = random.uniform(-RATTLE_A, RATTLE_A, structure.positions.shape)

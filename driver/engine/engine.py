@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from mace.modules.models import MACE
 
 from driver.archive.records import Structure
 from driver.batch_size import BatchSizer
-from driver.engine.choice import Agreement, Choice, compare, element_sets
+from driver.engine.choice import Agreement, Choice, compare, element_sets, probe_crystal
 from driver.engine.evaluator import TorchEvaluator
 from driver.engine.interface import Evaluator
 from driver.engine.kernels import with_cuequivariance
@@ -90,18 +91,30 @@ class Engine:
         if self._settings.cuequivariance:
             key = (*key[:3], frozenset(int(z) for z in whole.atomic_numbers))
         if key not in self._evaluators:
-            self._evaluators[key] = self._reference(whole, elements, *key[1:3])
+            self._evaluators[key] = self._reference(model, elements, *key[1:3])
             if len(self._evaluators) > MAX_EVALUATORS:
                 self._evaluators.popitem(last=False)
         self._evaluators.move_to_end(key)
         return self._evaluators[key]
 
-    def _reference(self, whole: MACE, elements: frozenset[int], head: int, dtype: torch.dtype) -> TorchEvaluator:
-        if self._settings.cuequivariance:
-            name, model = "torch+cuequivariance", with_cuequivariance(whole, self.device)
-        else:
-            name, model = "torch", select_elements(whole, sorted(elements))
-        return TorchEvaluator(model, head=head, dtype=dtype, device=self.device, name=name)
+    def _reference(self, file: ModelFile, elements: frozenset[int], head: int, dtype: torch.dtype) -> TorchEvaluator:
+        """Return a new torch evaluator: of the elements, or with cuEquivariance, compared with one without, of all."""
+        whole = self._model(file)
+
+        def evaluator(model: MACE, dtype: torch.dtype, name: str) -> TorchEvaluator:
+            return TorchEvaluator(model, head=head, dtype=dtype, device=self.device, name=name)
+
+        if not self._settings.cuequivariance:
+            return evaluator(select_elements(whole, sorted(elements)), dtype, "torch")
+        name, converted = "torch+cuequivariance", with_cuequivariance(whole, self.device)
+        probe = sorted(elements)[:4]
+        plain = evaluator(select_elements(whole, probe), torch.float64, "torch")
+        agreement = compare(evaluator(copy.deepcopy(converted), torch.float64, name), plain, probe_crystal(probe))
+        if not agreement.within(self._settings):
+            raise UsageError(
+                f"model {file.key}: with cuEquivariance it gives {agreement}; set engine.cuequivariance=false"
+            )
+        return evaluator(converted, dtype, name)
 
     def choose(self, model: ModelFile, structures: Sequence[Structure], dtype: str) -> Choice:
         """Return the evaluator that dynamics uses for some structures: the fast one if it is as good as the reference.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from mace.modules.models import MACE
 
-from driver.engine.assembly import assemble, check_batch
+from driver.engine.assembly import assemble, check_batch, forces_of, stress_of
 from driver.engine.batch import StructureBatch
 from driver.engine.contraction import ElementGroups, tabulate_contractions
 from driver.engine.convolution import fuse_convolutions
@@ -87,7 +87,8 @@ class TorchEvaluator:
         check_batch(batch, self.dtype, self.device, neighbors.cutoff_A, self.cutoff_A)
         edges = neighbors.update(batch)
         energy, gradient = self._differentiate(batch, edges)
-        return assemble(batch, edges, energy, gradient, stress=stress)
+        tensor = stress_of(batch, edges, gradient) if stress else None
+        return assemble(batch, edges, energy, forces_of(batch, edges, gradient), tensor)
 
     def _differentiate(self, batch: StructureBatch, edges: Edges) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the energies (B,), float64, and the derivatives (E, 3) of their sum by the edge vectors."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from driver.engine.assembly import assemble, check_batch
+from driver.engine.assembly import assemble, check_batch, forces_of, stress_of
 from driver.engine.batch import StructureBatch
 from driver.engine.interface import Evaluation
 from driver.engine.neighbors import Edges, NeighborList
@@ -37,6 +37,7 @@ class SymmetrixEvaluator:
 
     def __init__(self, native: Any, *, dtype: torch.dtype) -> None:
         self._native = native
+        self._reduce = getattr(native, "_reduce_atom_forces", None)
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.cutoff_A = float(native.r_cut)
@@ -73,21 +74,29 @@ class SymmetrixEvaluator:
         vectors = edges.vectors(batch.positions.detach()).to(torch.float64).numpy()
         distances = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         lost = self._without_direction(batch, edges, distances)
-        self._compute(types, edges, vectors, distances)
+        senders = edges.senders.numpy().astype(np.int32)
+        self._compute(types, edges, senders, vectors, distances)
         energy = torch.zeros(batch.size, dtype=torch.float64)
         energy.index_add_(0, batch.system, torch.from_numpy(np.array(self._native.node_energies, dtype=np.float64)))
+        if not stress and self._reduce is not None:
+            # Does in native code what `forces_of` does; edge by edge the results come as a Python list, slowly.
+            forces = self._reduce(len(types), edges.receivers.numpy().astype(np.int32), senders)
+            return assemble(batch, edges, energy, torch.from_numpy(forces.reshape(-1, 3)).to(self.dtype), lost=lost)
         # One row per edge; the native arrays may be longer than this graph, and the next call overwrites them.
-        gradient = np.asarray(self._native.node_forces).reshape(-1, 3)[: len(edges)].astype(np.float64)
-        return assemble(batch, edges, energy, torch.from_numpy(gradient).to(self.dtype), stress=stress, lost=lost)
+        rows = np.asarray(self._native.node_forces).reshape(-1, 3)[: len(edges)]
+        gradient = torch.from_numpy(rows.astype(np.float64)).to(self.dtype)
+        tensor = stress_of(batch, edges, gradient) if stress else None
+        return assemble(batch, edges, energy, forces_of(batch, edges, gradient), tensor, lost)
 
-    def _compute(self, types: np.ndarray, edges: Edges, vectors: np.ndarray, distances: np.ndarray) -> None:
+    def _compute(
+        self, types: np.ndarray, edges: Edges, senders: np.ndarray, vectors: np.ndarray, distances: np.ndarray
+    ) -> None:
         """Have the native evaluator compute; its vectors point from the receiver to the sender."""
-        senders = edges.senders.numpy()
         self._native.compute_node_energies_forces(
             len(types),
             types,
             np.bincount(edges.receivers.numpy(), minlength=len(types)).astype(np.int32),
-            senders.astype(np.int32),
+            senders,
             types[senders],
             -vectors.ravel(),
             distances,

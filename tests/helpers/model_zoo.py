@@ -112,6 +112,7 @@ def build_model(
             atomic_energies=energies if len(heads) > 1 else energies[0],
             atomic_numbers=list(elements),
             correlation=3,
+            use_reduced_cg=False,  # as without cuequivariance, so that its presence changes nothing
             radial_type="bessel",
             heads=heads,
             readout_cls=readout,

@@ -37,6 +37,17 @@ def test_gives_the_numbers_of_the_reference(tmp_path, architecture):
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_conversion_that_changes_forces_is_refused(tmp_path, monkeypatch):
+    """As happens when a file holds another basis of the symmetric contraction than its settings say."""
+    model = save_model(build_model("mp-0", hidden_irreps="4x0e", max_ell=2), tmp_path / "a.model")
+    other = build_model("mp-0", hidden_irreps="4x0e", max_ell=2, seed=2)
+    monkeypatch.setattr("driver.engine.engine.with_cuequivariance", lambda whole, device: other)
+    with pytest.raises(
+        UsageError, match=r"model zoo: with cuEquivariance it gives energy"
+    ):
+        Engine(settings=EngineSettings(cuequivariance=True)).evaluator(model, FEW_ELEMENTS[:3], "float32")
+
+
 def test_says_what_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     model = save_model(build_model("mp-0"), tmp_path / "a.model")
