@@ -42,9 +42,7 @@ def test_a_conversion_that_changes_forces_is_refused(tmp_path, monkeypatch):
     model = save_model(build_model("mp-0", hidden_irreps="4x0e", max_ell=2), tmp_path / "a.model")
     other = build_model("mp-0", hidden_irreps="4x0e", max_ell=2, seed=2)
     monkeypatch.setattr("driver.engine.engine.with_cuequivariance", lambda whole, device: other)
-    with pytest.raises(
-        UsageError, match=r"model zoo: with cuEquivariance it gives energy"
-    ):
+    with pytest.raises(UsageError, match=r"model zoo: with cuEquivariance it gives energy"):
         Engine(settings=EngineSettings(cuequivariance=True)).evaluator(model, FEW_ELEMENTS[:3], "float32")
 
 
