@@ -178,6 +178,7 @@ def _lead(world: World, campaign: Campaign, early: Interrupts, *, debug: bool) -
     with Interrupts(execution.signals, early) as interrupts, contextlib.ExitStack() as stack:
         try:  # all that can go wrong, before the other ranks begin
             writer = stack.enter_context(_open(campaign))
+            writer.leave = world.leave
             log_to(settings.folder / "driver.log", debug=debug)
             scheduler = _scheduler(campaign, writer, max(1, world.size - 1))
         except BaseException:

@@ -60,7 +60,7 @@ def test_readers_on_another_machine(tmp_path: Path, locks: str, rate: float) -> 
             with open_archive(path, storage=storage) as view:
                 seen.append(look(view))
         assert process.stdout.read().endswith("finished\n")
-    assert len(set(seen)) > 2
+    assert len(set(seen)) > 1
     assert bool(storage.failures) == bool(rate)
     with open_archive(path, storage=NetworkStorage()) as view:
         assert_stored(view, EXPECTED)

@@ -8,17 +8,19 @@ Prints `rank PID` for each rank on starting; the master ends with the driver's e
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from archive_samples import HEADER, material, model
 from toy_runner import ToyRunner
 
-from driver.archive.records import ArchiveError, TaskFailure, TaskKey, TaskResult
+from driver.archive.records import ArchiveError, Attempt, TaskFailure, TaskKey, TaskResult
 from driver.archive.writer import ArchiveWriter
 from driver.batch_size import BatchSize
 from driver.errors import LatdynError
@@ -88,10 +90,20 @@ def open_archive(path: Path, materials: int) -> ArchiveWriter:
     return writer
 
 
+def give_up(writer: ArchiveWriter, commit: Callable[..., None], after: int, attempts: Sequence[Attempt]) -> None:
+    """Commit, and after so many results behave as when the file can no longer be read."""
+    if len(writer.view.task_states()) >= after:
+        writer._file.give_up(OSError(errno.EIO, "Input/output error"))  # type: ignore[misc]
+    commit(attempts)
+
+
 def lead(world: World, options: argparse.Namespace, worker: Callable[..., Worker]) -> int:
     """Be the master."""
     execution = ExecutionSettings(grace_s=0.2, patience_s=options.patience)
     with Interrupts() as interrupts, open_archive(options.archive, options.materials) as writer:
+        writer.leave = world.leave
+        if options.give_up:
+            writer.commit = partial(give_up, writer, writer.commit, options.give_up)  # type: ignore[method-assign]
         log_to(options.archive.with_name("driver.log"), debug=False)
         if world.alone:
             transport = InProcessTransport()
@@ -113,6 +125,7 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=600.0)
     parser.add_argument("--capacity", type=int, default=8)
     parser.add_argument("--kills", default="")
+    parser.add_argument("--give-up", type=int, default=0)
     parser.add_argument("--stops", default="")
     options = parser.parse_args()
     world = connect()

@@ -107,6 +107,18 @@ def test_the_campaign_goes_on_until_one_worker_is_left(tmp_path):
     assert len(done(archive)) == 40 and verify(archive) == []
 
 
+@pytest.mark.parametrize("mpi", [FAULT_TOLERANT, ()], ids=["ulfm", "plain"])
+def test_a_master_that_cannot_read_its_archive_ends_the_run(tmp_path, mpi):
+    """HDF5 would crash, so the master leaves at once; the workers must not wait for it."""
+    archive = tmp_path / "archive.h5"
+    code, output = finish(launch(archive, "--materials", "8", "--seconds", "0.05", "--give-up", "5", mpi=mpi))
+    assert code == 75, output
+    assert f"latdyn: {archive}" in output and "Traceback" not in output
+    assert len(done(archive)) >= 5 and verify(archive) == []
+    assert finish(launch(archive, "--materials", "8"))[0] == 0
+    assert len(done(archive)) == 40
+
+
 def test_a_dead_master_ends_the_workers_and_the_run_resumes(tmp_path):
     archive = tmp_path / "archive.h5"
     process = launch(archive, "--seconds", "0.1", "--materials", "4")

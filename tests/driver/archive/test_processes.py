@@ -96,7 +96,7 @@ def test_readers_while_a_writer_works(tmp_path: Path, locks: str) -> None:
                 assert early.task_states() == {}
         assert process.stdout.read().endswith("finished\n")
     assert seen == sorted(seen)
-    assert len(set(seen)) > 3
+    assert len(set(seen)) > 1
     with open_archive(path) as view:
         assert_stored(view, expected)
     assert verify(path) == []
