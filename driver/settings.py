@@ -176,17 +176,22 @@ class DynamicsSettings:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What computes the forces of dynamics; relaxation and displacement forces always use the reference.
+    """What computes forces; relaxation always uses the reference.
 
     Attributes
     ----------
     evaluator : str
-        torch (the reference), symmetrix (the fast one, refused where it cannot be used), or auto: the fast one where it
-        can be used and agrees with the reference.
+        Of dynamics: torch (the reference), symmetrix (the fast one, refused where it cannot be used), or auto: the fast
+        one where it can be used and agrees with the reference.
+    displace_evaluator : str
+        Of displacement forces, likewise.
     energy_tolerance_eV_atom : float
         Agreement: largest difference of the energy per atom.
     force_tolerance_eV_A, force_tolerance_relative : float
         Agreement: a force component differs by the first, plus the second times the largest component, at most.
+    stiffness_tolerance_eV_A2, stiffness_tolerance_relative : float
+        Agreement for displacement forces, also: force constants differ by the first, plus the second times the largest
+        one, at most.
     cuequivariance : bool
         The reference uses NVIDIA's cuEquivariance kernels, which must be installed; worth trying on GPUs only.
     cache : str or None
@@ -194,15 +199,25 @@ class EngineSettings:
     """
 
     evaluator: str = "auto"
+    displace_evaluator: str = "torch"
     energy_tolerance_eV_atom: float = 1e-4
     force_tolerance_eV_A: float = 5e-4
     force_tolerance_relative: float = 5e-4
+    stiffness_tolerance_eV_A2: float = 1e-6
+    stiffness_tolerance_relative: float = 5e-5
     cuequivariance: bool = False
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        _choice("engine.evaluator", self.evaluator, ("auto", "torch", "symmetrix"))
-        _positive(self, "engine", "energy_tolerance_eV_atom", "force_tolerance_eV_A", "force_tolerance_relative")
+        for name in ("evaluator", "displace_evaluator"):
+            _choice(f"engine.{name}", getattr(self, name), ("auto", "torch", "symmetrix"))
+        tolerances = (item.name for item in fields(self) if "tolerance" in item.name)
+        _positive(self, "engine", *tolerances)
+
+    def evaluator_of(self, stage: str) -> tuple[str, str]:
+        """Return the setting that says what a stage computes forces with: its name, and its value."""
+        name = "displace_evaluator" if stage == "displace" else "evaluator"
+        return f"engine.{name}", getattr(self, name)
 
 
 @dataclass(frozen=True)

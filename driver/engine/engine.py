@@ -13,7 +13,7 @@ from mace.modules.models import MACE
 
 from driver.archive.records import Structure
 from driver.batch_size import BatchSizer
-from driver.engine.choice import Agreement, Choice, compare, element_sets, probe_crystal
+from driver.engine.choice import COMPARISONS, Agreement, Choice, compare_forces, probe_crystal
 from driver.engine.evaluator import TorchEvaluator
 from driver.engine.interface import Evaluator
 from driver.engine.kernels import with_cuequivariance
@@ -42,7 +42,7 @@ class Engine:
     threads : int or None
         Of torch's operations on the CPU, for the whole process; None leaves them as they are.
     settings : EngineSettings
-        Which evaluator dynamics uses; where the fast one is kept.
+        Which evaluators the stages use; where the fast one is kept.
     capacity_atoms : int or None
         Atoms per batch, if that was asked for.
     """
@@ -62,7 +62,7 @@ class Engine:
         self._sizers: dict[tuple[str, str], BatchSizer] = {}
         self._models: dict[str, MACE] = {}
         self._fast: dict[tuple[str, int, torch.dtype], SymmetrixEvaluator | UnfitError] = {}
-        self._compared: dict[tuple[str, int, torch.dtype, frozenset[int]], Agreement] = {}
+        self._compared: dict[tuple[object, ...], Agreement] = {}
         self._evaluators: OrderedDict[tuple[str, int, torch.dtype, frozenset[int]], Evaluator] = OrderedDict()
 
     def evaluator(self, model: ModelFile, numbers: Iterable[int], dtype: str) -> Evaluator:
@@ -109,48 +109,65 @@ class Engine:
         name, converted = "torch+cuequivariance", with_cuequivariance(whole, self.device)
         probe = sorted(elements)[:4]
         plain = evaluator(select_elements(whole, probe), torch.float64, "torch")
-        agreement = compare(evaluator(copy.deepcopy(converted), torch.float64, name), plain, probe_crystal(probe))
-        if not agreement.within(self._settings):
+        agreement = compare_forces(
+            evaluator(copy.deepcopy(converted), torch.float64, name), plain, probe_crystal(probe)
+        )
+        if self._excess(agreement) > 1.0:
             raise UsageError(
                 f"model {file.key}: with cuEquivariance it gives {agreement}; set engine.cuequivariance=false"
             )
         return evaluator(converted, dtype, name)
 
-    def choose(self, model: ModelFile, structures: Sequence[Structure], dtype: str) -> Choice:
-        """Return the evaluator that dynamics uses for some structures: the fast one if it is as good as the reference.
+    def choose(
+        self, model: ModelFile, structures: Sequence[Structure], dtype: str, stage: str = "dynamics"
+    ) -> list[Choice]:
+        """Return the evaluator that a stage uses for each structure: the fast one where it is as good as the reference.
 
         Parameters
         ----------
         model : ModelFile
         structures : sequence of Structure
-            One of each set of elements is compared, unless it has been.
+            The first one of each set of elements that this process meets is compared.
         dtype : str
+        stage : str
+            dynamics, or displace: force constants are compared, too.
 
         Raises
         ------
         UsageError
-            `engine.evaluator` is symmetrix, and it cannot be used; or as `evaluator` does.
+            The setting is symmetrix, and it cannot be used; or as `evaluator` does.
         TaskError
             The model lacks an element.
         """
-        elements = {int(z) for structure in structures for z in structure.numbers}
-        self.check_elements(model, elements)
-        wanted = self._settings.evaluator
+        self.check_elements(model, {int(z) for structure in structures for z in structure.numbers})
+        chosen = [self._fast_for(model, structure, dtype, stage) for structure in structures]
+        others = {
+            int(z)
+            for (fast, _), structure in zip(chosen, structures, strict=True)
+            if not fast
+            for z in structure.numbers
+        }
+        return [Choice(fast or self.evaluator(model, others, dtype), reason) for fast, reason in chosen]
+
+    def _fast_for(
+        self, model: ModelFile, structure: Structure, dtype: str, stage: str
+    ) -> tuple[SymmetrixEvaluator | None, str]:
+        """Return the fast evaluator if a structure is to use it, and why, or why not."""
+        setting, wanted = self._settings.evaluator_of(stage)
+        asked = f"asked for by {setting}"
         if wanted == "torch":
-            return Choice(self.evaluator(model, elements, dtype), "asked for by engine.evaluator")
+            return None, asked
         fast = self._prepared(model, dtype)
         if isinstance(fast, UnfitError):
             if wanted == "symmetrix":
-                raise UsageError(f"engine.evaluator=symmetrix with model {model.key}: {fast}; set it to auto or torch")
-            return Choice(self.evaluator(model, elements, dtype), str(fast))
+                raise UsageError(f"{setting}=symmetrix with model {model.key}: {fast}; set it to auto or torch")
+            return None, str(fast)
         if wanted == "symmetrix":
-            return Choice(fast, "asked for by engine.evaluator")
-        agreements = [self._agreement(model, fast, s) for s in element_sets(structures).values()]
-        for agreement in agreements:
-            if not agreement.within(self._settings):
-                reason = f"symmetrix differs too much: {agreement}"
-                return Choice(self.evaluator(model, elements, dtype), reason)
-        return Choice(fast, str(max(agreements, key=lambda a: a.force_eV_A)))
+            return fast, asked
+        worst = max(self._agreements(model, fast, structure, stage), key=self._excess)
+        if self._excess(worst) > 1.0:
+            return None, f"symmetrix differs too much: {worst}"
+        return fast, str(worst)
 
     def batch_sizer(self, model: ModelFile, dtype: str) -> BatchSizer:
         """Return what decides how many structures are evaluated at once; it learns from those that are."""
@@ -160,16 +177,17 @@ class Engine:
             self._sizers[key] = BatchSizer(atoms, fixed=self._capacity_atoms is not None)
         return self._sizers[key]
 
-    def prepare(self, model: ModelFile, dtype: str) -> str:
-        """Extract and compile what the fast evaluator needs of a model, if it is to be used.
+    def prepare(self, model: ModelFile, dtype: str, stage: str = "dynamics") -> str:
+        """Extract and compile what the fast evaluator needs of a model, if a stage is to use it.
 
         Returns
         -------
         str
             "" if it can be used, else why not.
         """
-        if self._settings.evaluator == "torch":
-            return "engine.evaluator is torch"
+        setting, wanted = self._settings.evaluator_of(stage)
+        if wanted == "torch":
+            return f"{setting} is torch"
         fast = self._prepared(model, dtype)
         return str(fast) if isinstance(fast, UnfitError) else ""
 
@@ -184,21 +202,28 @@ class Engine:
                 self._fast[key] = prepare(self._model(model), model, dtype, folder, torch.get_num_threads())
             except UnfitError as error:
                 self._fast[key] = error
-                log.warning("model %s: dynamics uses torch: %s", model.key, error)
+                log.warning("model %s: torch instead of symmetrix: %s", model.key, error)
         return self._fast[key]
 
-    def _agreement(self, model: ModelFile, fast: SymmetrixEvaluator, structure: Structure) -> Agreement:
+    def _agreements(
+        self, model: ModelFile, fast: SymmetrixEvaluator, structure: Structure, stage: str
+    ) -> list[Agreement]:
         """Compare the fast evaluator with the reference in double precision, once per set of elements."""
         elements = frozenset(int(z) for z in structure.numbers)
-        key = (model.sha256, choose_head(self._model(model), model), fast.dtype, elements)
-        if key not in self._compared:
-            self._compared[key] = compare(fast, self.evaluator(model, elements, "float64"), structure)
-            if not self._compared[key].within(self._settings):
-                names = "-".join(chemical_symbols[z] for z in sorted(elements))
-                log.warning(
-                    "model %s, %s: dynamics uses torch: symmetrix gives %s", model.key, names, self._compared[key]
-                )
-        return self._compared[key]
+        agreements = []
+        for compare in COMPARISONS[stage]:
+            key = (model.sha256, choose_head(self._model(model), model), fast.dtype, elements, compare)
+            if key not in self._compared:
+                agreement = compare(fast, self.evaluator(model, elements, "float64"), structure)
+                if self._excess(agreement) > 1.0:
+                    names = "-".join(chemical_symbols[z] for z in sorted(elements))
+                    log.warning("model %s, %s: torch for %s: symmetrix gives %s", model.key, names, stage, agreement)
+                self._compared[key] = agreement
+            agreements.append(self._compared[key])
+        return agreements
+
+    def _excess(self, agreement: Agreement) -> float:
+        return agreement.excess(self._settings)
 
     def check_elements(self, model: ModelFile, numbers: Iterable[int]) -> None:
         """Refuse elements that a model does not know.

@@ -53,8 +53,10 @@ class EngineRunner:
         """
         for model in models:
             self._engine.check(model)
-            if "dynamics" in self._settings.stages:
-                self._engine.prepare(model, self._settings.dynamics.dtype)
+            precisions = {"displace": self._settings.displace.dtype, "dynamics": self._settings.dynamics.dtype}
+            for stage, dtype in precisions.items():
+                if stage in self._settings.stages:
+                    self._engine.prepare(model, dtype, stage)
 
     def run(
         self, stage: str, inputs: Sequence[TaskInput], model: ModelFile, stop: Callable[[], bool]

@@ -20,6 +20,7 @@ from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 from driver.archive.records import Array, Scalar, Structure, TaskFailure, TaskKey, TaskResult
 from driver.batch_size import BatchSize, BatchSizer, size_of
 from driver.engine.batch import StructureBatch
+from driver.engine.choice import Choice, together
 from driver.engine.engine import Engine
 from driver.engine.interface import Evaluator
 from driver.engine.memory import MemoryMeter, ran_out
@@ -28,7 +29,7 @@ from driver.errors import TaskError
 from driver.models import ModelFile
 from driver.settings import DisplaceSettings, SupercellSettings
 from driver.stages.checks import check_structure
-from driver.stages.outcomes import attempted, failure, shared_evaluator
+from driver.stages.outcomes import attempted, failure, known_elements
 from driver.structures.convert import from_phonopy, to_phonopy
 from driver.structures.supercells import supercell_matrix
 from driver.tasks import TaskInput
@@ -38,9 +39,10 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Cells:
-    """The supercells of one material: the perfect one and, per distance, the displaced ones."""
+    """A material and its supercells: the perfect one and, per distance, the displaced ones."""
 
     key: TaskKey
+    unit: Structure
     phonopy: Phonopy
     perfect: Structure
     datasets: dict[float, Any]
@@ -80,21 +82,22 @@ def displace(
     torch.OutOfMemoryError
         If a single supercell does not fit.
     """
-    evaluator, usable, failures = shared_evaluator(inputs, model, engine, settings.dtype)
+    usable, failures = known_elements(inputs, model, engine)
     yield from failures
-    if evaluator is None:
-        return
     prepared: list[_Cells] = []
     for task in usable:
         try:
             prepared.append(_displaced_cells(task, supercell, settings))
         except Exception as error:
             yield failure(task.key, error)
+    choices = engine.choose(model, [cells.unit for cells in prepared], settings.dtype, "displace")
     sizer = engine.batch_sizer(model, settings.dtype)
-    evaluated = _evaluate([s for cells in prepared for s in cells.structures], evaluator, sizer)
-    for cells in prepared:
-        own = [next(evaluated) for _ in cells.structures]
-        yield attempted(cells.key, partial(_result, cells, own, evaluator, settings))
+    for members in together(choices):
+        structures = [s for index in members for s in prepared[index].structures]
+        evaluated = _evaluate(structures, choices[members[0]].evaluator, sizer)
+        for index in members:
+            own = [next(evaluated) for _ in prepared[index].structures]
+            yield attempted(prepared[index].key, partial(_result, prepared[index], own, choices[index], settings))
 
 
 def _displaced_cells(task: TaskInput, supercell: SupercellSettings, settings: DisplaceSettings) -> _Cells:
@@ -107,7 +110,7 @@ def _displaced_cells(task: TaskInput, supercell: SupercellSettings, settings: Di
         phonopy.generate_displacements(distance=distance)
         datasets[distance] = phonopy.dataset
         displaced[distance] = tuple(from_phonopy(cell) for cell in phonopy.supercells_with_displacements or ())
-    return _Cells(task.key, phonopy, from_phonopy(phonopy.supercell), datasets, displaced)
+    return _Cells(task.key, task.structure, phonopy, from_phonopy(phonopy.supercell), datasets, displaced)
 
 
 def _evaluate(
@@ -156,7 +159,7 @@ def _fitting(structures: Sequence[Structure], capacity: BatchSize) -> tuple[int,
 
 
 def _result(
-    cells: _Cells, evaluated: list[tuple[float, FloatArray]], evaluator: Evaluator, settings: DisplaceSettings
+    cells: _Cells, evaluated: list[tuple[float, FloatArray]], choice: Choice, settings: DisplaceSettings
 ) -> TaskResult:
     residual = evaluated[0][1]
     if not all(np.isfinite(energy) and np.isfinite(forces).all() for energy, forces in evaluated):
@@ -193,7 +196,9 @@ def _result(
         "max_drift_force_eV_A": drift,
         "fc_asymmetry_eV_A2": asymmetry,
     }
-    return TaskResult(cells.key, scalars, arrays, evaluator=evaluator.name, dtype=settings.dtype)
+    return TaskResult(
+        cells.key, scalars, arrays, choice.attributes(), evaluator=choice.evaluator.name, dtype=settings.dtype
+    )
 
 
 def _fit(phonopy: Phonopy, dataset: Any, forces: FloatArray, symmetrize: bool) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ase.data import atomic_masses
 from driver.archive.h5md import State, Trajectory, trajectory_arrays
 from driver.archive.records import Array, Scalar, Structure, TaskFailure, TaskKey, TaskResult
 from driver.engine.batch import StructureBatch
-from driver.engine.choice import Choice
+from driver.engine.choice import Choice, together
 from driver.engine.engine import Engine
 from driver.engine.integrators import make_integrator
 from driver.engine.interface import Evaluation
@@ -82,16 +82,17 @@ def dynamics(
     """
     usable, failures = known_elements(inputs, model, engine)
     yield from failures
-    replicas: list[_Replica] = []
-    cells: list[Structure] = []
+    started: list[tuple[Structure, list[_Replica]]] = []
     for task in usable:
         try:
-            replicas += _replicas(task, model.key, supercell, settings, seed)
-            cells.append(task.structure)
+            started.append((task.structure, _replicas(task, model.key, supercell, settings, seed)))
         except Exception as error:
             yield failure(task.key, error)
-    if replicas:
-        yield from _Segment(replicas, engine.choose(model, cells, settings.dtype), settings).run(stop)
+    choices = engine.choose(model, [structure for structure, _ in started], settings.dtype)
+    for members in together(choices):
+        replicas = [replica for index in members for replica in started[index][1]]
+        chosen = {started[index][1][0].key: choices[index] for index in members}
+        yield from _Segment(replicas, chosen, settings).run(stop)
 
 
 def _replicas(
@@ -135,9 +136,11 @@ def _initial_state(perfect: Structure, settings: DynamicsSettings, stream: Strea
 class _Segment:
     """The batch of one call: state, random numbers, frames, and how to take a material out of all of them."""
 
-    def __init__(self, replicas: Sequence[_Replica], choice: Choice, settings: DynamicsSettings) -> None:
-        self._choice = choice
-        self._evaluator = choice.evaluator
+    def __init__(
+        self, replicas: Sequence[_Replica], choices: Mapping[TaskKey, Choice], settings: DynamicsSettings
+    ) -> None:
+        self._choices = choices
+        self._evaluator = choices[replicas[0].key].evaluator
         device = self._evaluator.device
         self._replicas = list(replicas)
         self._settings = settings
@@ -214,10 +217,9 @@ class _Segment:
         for key, indices in members.items():
             trajectories = [self._recorder.trajectories[i] for i in indices]
             result = _result(key, trajectories, [ends[i] for i in indices], self._settings)
-            chosen = {"name": self._evaluator.name, "reason": self._choice.reason}
             yield replace(
                 result,
-                attributes={**result.attributes, "evaluator": chosen},
+                attributes={**result.attributes, **self._choices[key].attributes()},
                 evaluator=self._evaluator.name,
                 dtype=self._settings.dtype,
             )

@@ -1,4 +1,4 @@
-"""What the stages share: an evaluator for all inputs, and how an error of one task becomes a failure of it alone."""
+"""What the stages share: which inputs a model can take, and how an error of one task becomes a failure of it alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from driver.archive.records import TaskFailure, TaskKey, TaskResult
 from driver.engine.engine import Engine
-from driver.engine.interface import Evaluator
 from driver.errors import LatdynError, TaskError
 from driver.models import ModelFile
 from driver.tasks import TaskInput
@@ -50,23 +49,8 @@ def known_elements(
     failures: list[TaskFailure] = []
     for task in inputs:
         try:
-            engine.check_elements(model, _elements([task]))
+            engine.check_elements(model, (int(z) for z in task.structure.numbers))
             usable.append(task)
         except TaskError as error:
             failures.append(failure(task.key, error))
     return usable, failures
-
-
-def shared_evaluator(
-    inputs: Sequence[TaskInput], model: ModelFile, engine: Engine, dtype: str
-) -> tuple[Evaluator | None, list[TaskInput], list[TaskFailure]]:
-    """Return one evaluator for all inputs whose elements the model knows, those inputs, and failures of the others.
-
-    The evaluator is None where no input is left.
-    """
-    usable, failures = known_elements(inputs, model, engine)
-    return (engine.evaluator(model, _elements(usable), dtype) if usable else None), usable, failures
-
-
-def _elements(inputs: Sequence[TaskInput]) -> list[int]:
-    return sorted({int(z) for task in inputs for z in task.structure.numbers})

@@ -150,5 +150,8 @@ class ToyEngine:
         self.evaluators.append(self._make(getattr(torch, dtype)))
         return self.evaluators[-1]
 
-    def choose(self, model: ModelFile, structures: Sequence[Structure], dtype: str) -> Choice:
-        return Choice(self.evaluator(model, [z for s in structures for z in s.numbers], dtype), "a toy")
+    def choose(
+        self, model: ModelFile, structures: Sequence[Structure], dtype: str, stage: str = "dynamics"
+    ) -> list[Choice]:
+        evaluator = self.evaluator(model, [z for s in structures for z in s.numbers], dtype)
+        return [Choice(evaluator, f"a toy for {stage}") for _ in structures]

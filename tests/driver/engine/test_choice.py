@@ -11,8 +11,9 @@ import pytest
 
 from driver.archive.records import Structure
 from driver.engine import preparation
-from driver.engine.choice import Agreement
+from driver.engine.choice import COMPARISONS, ForceAgreement, StiffnessAgreement, together
 from driver.engine.engine import Engine
+from driver.engine.interface import Evaluator
 from driver.errors import TaskError, UsageError
 from driver.models import ModelFile
 from driver.settings import EngineSettings
@@ -29,24 +30,48 @@ def test_takes_the_fast_one_when_it_agrees(
     engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = engine()
-    choice = ours.choose(zoo("mp-0"), structures, "float32")
-    assert choice.evaluator.name == "symmetrix"
-    assert "from the reference" in choice.reason
-    assert len(ours._compared) == len(structures)  # each set of elements
-    monkeypatch.setattr("driver.engine.engine.compare", lambda *_: pytest.fail("compared again"))
-    assert ours.choose(zoo("mp-0"), structures[:2], "float32").evaluator is choice.evaluator
+    choices = ours.choose(zoo("mp-0"), structures, "float32")
+    assert {choice.evaluator.name for choice in choices} == {"symmetrix"}
+    assert together(choices) == [[0, 1, 2, 3]]
+    assert all("forces" in choice.reason and "from the reference" in choice.reason for choice in choices)
+    assert len({choice.reason for choice in choices}) == len(structures)  # each was compared
+    monkeypatch.setattr("driver.engine.choice._evaluate", lambda *_: pytest.fail("compared again"))
+    assert ours.choose(zoo("mp-0"), structures[:2], "float32")[0].evaluator is choices[0].evaluator
 
 
-def test_takes_the_reference_when_one_disagrees(
-    engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure], caplog: pytest.LogCaptureFixture
+def test_a_structure_that_disagrees_takes_no_other_with_it(
+    engine: Callable[..., Engine],
+    zoo: Zoo,
+    structures: list[Structure],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    strict = engine(force_tolerance_eV_A=1e-12, force_tolerance_relative=1e-12)
+    def disagree(fast: Evaluator, reference: Evaluator, structure: Structure) -> ForceAgreement:
+        return ForceAgreement(0.0, 1.0 if len(structure) in (5, 9) else 0.0, 1.0)
+
+    monkeypatch.setitem(COMPARISONS, "dynamics", (disagree,))
     with caplog.at_level(logging.WARNING):
-        choice = strict.choose(zoo("mp-0"), structures[1:2], "float32")
+        choices = engine().choose(zoo("mp-0"), structures, "float32")
+    assert [choice.evaluator.name for choice in choices] == ["symmetrix", "torch", "symmetrix", "torch"]
+    assert together(choices) == [[0, 2], [1, 3]]
+    assert choices[1].evaluator.atomic_numbers == (11, 17, 35, 55, 83)  # of those that need it, no others
+    assert choices[1].reason.startswith("symmetrix differs too much: energy")
+    assert "model mp-0, Cl-Cs: torch for dynamics" in caplog.text
+
+
+def test_force_constants_decide_for_displacements(
+    engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure]
+) -> None:
+    (choice,) = engine().choose(zoo("mp-0"), structures[1:2], "float64", "displace")
+    assert (choice.evaluator.name, choice.reason) == ("torch", "asked for by engine.displace_evaluator")
+    (choice,) = engine(displace_evaluator="auto").choose(zoo("mp-0"), structures[1:2], "float64", "displace")
+    assert choice.evaluator.name == "symmetrix"
+    strict = engine(displace_evaluator="auto", stiffness_tolerance_eV_A2=1e-12, stiffness_tolerance_relative=1e-12)
+    (choice,) = strict.choose(zoo("mp-0"), structures[1:2], "float64", "displace")
     assert choice.evaluator.name == "torch"
-    assert choice.evaluator.atomic_numbers == (17, 55)
-    assert choice.reason.startswith("symmetrix differs too much: energy")
-    assert "model mp-0, Cl-Cs: dynamics uses torch" in caplog.text
+    assert choice.reason.startswith("symmetrix differs too much: force constants")
+    (choice,) = strict.choose(zoo("mp-0"), structures[1:2], "float64", "dynamics")
+    assert choice.evaluator.name == "symmetrix"
 
 
 def test_takes_the_reference_when_there_is_no_other(
@@ -55,7 +80,7 @@ def test_takes_the_reference_when_there_is_no_other(
     ours = engine()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            choice = ours.choose(zoo("mh-1"), structures[1:2], "float32")
+            (choice,) = ours.choose(zoo("mh-1"), structures[1:2], "float32")
     assert choice.evaluator.name == "torch"
     assert "use_last_readout_only" in choice.reason
     assert len(caplog.records) == 1  # found out once, said once
@@ -66,7 +91,7 @@ def test_takes_the_reference_when_there_is_no_other(
 
 def test_takes_what_is_asked_for(engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure]) -> None:
     for name in ("torch", "symmetrix"):
-        choice = engine(evaluator=name).choose(zoo("mp-0"), structures[1:2], "float32")
+        (choice,) = engine(evaluator=name).choose(zoo("mp-0"), structures[1:2], "float32")
         assert (choice.evaluator.name, choice.reason) == (name, "asked for by engine.evaluator")
 
 
@@ -86,7 +111,7 @@ def test_an_old_cpu_has_the_reference(
     lacking: str,
 ) -> None:
     monkeypatch.setattr(preparation, "_cpu", lambda: {"machine": "x86_64", "flags": frozenset(flags.split())})
-    choice = engine().choose(zoo("mp-0"), structures[1:2], "float32")
+    (choice,) = engine().choose(zoo("mp-0"), structures[1:2], "float32")
     assert choice.evaluator.name == "torch"
     assert f"needs an x86-64-v3 CPU; this one lacks {lacking}" in choice.reason
 
@@ -98,7 +123,7 @@ def test_without_the_extra_there_is_the_reference(
         raise preparation.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(preparation.importlib.metadata, "version", absent)
-    choice = engine().choose(zoo("mp-0"), structures[1:2], "float32")
+    (choice,) = engine().choose(zoo("mp-0"), structures[1:2], "float32")
     assert (choice.evaluator.name, choice.reason[:32]) == ("torch", "symmetrix-xl is not installed (p")
 
 
@@ -116,7 +141,13 @@ def test_without_the_extra_there_is_the_reference(
     ],
 )
 def test_tolerances(energy: float, force: float, scale: float, within: bool) -> None:
-    assert Agreement(energy, force, scale).within(EngineSettings()) is within
+    assert (ForceAgreement(energy, force, scale).excess(EngineSettings()) <= 1.0) is within
+
+
+def test_tolerance_of_force_constants() -> None:
+    settings = EngineSettings(stiffness_tolerance_eV_A2=0.01, stiffness_tolerance_relative=0.1)
+    assert StiffnessAgreement(0.105, 1.0).excess(settings) < 1.0 < StiffnessAgreement(0.115, 1.0).excess(settings)
+    assert StiffnessAgreement(float("nan"), 1.0).excess(settings) == float("inf")
 
 
 @pytest.mark.parametrize("values", [{"evaluator": "fast"}, {"force_tolerance_eV_A": 0.0}])

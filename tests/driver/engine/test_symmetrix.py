@@ -12,6 +12,7 @@ from model_zoo import FEW_ELEMENTS
 
 from driver.archive.records import Structure
 from driver.engine.batch import StructureBatch
+from driver.engine.choice import compare_stiffness
 from driver.engine.engine import Engine
 from driver.engine.interface import Evaluation, Evaluator
 from driver.engine.neighbors import NeighborList
@@ -63,6 +64,17 @@ def test_agrees_with_the_reference(
     np.testing.assert_allclose(ours.forces, reference.forces, rtol=0, atol=FORCE_EV_A[dtype])
     np.testing.assert_allclose(ours.stress, reference.stress, rtol=0, atol=FORCE_EV_A[dtype])
     assert reference.forces.abs().max() > 0.01  # there was something to compare
+
+
+@pytest.mark.parametrize("architecture", ["mp-0", "mp-0b", "mpa-0"])
+def test_force_constants_agree_with_the_reference(
+    zoo: Zoo, fast: Callable[[str, str], Evaluator], structures: list[Structure], architecture: str
+) -> None:
+    """With the library's own 256 spline points they differ by 2e-4."""
+    reference = Engine().evaluator(zoo(architecture), FEW_ELEMENTS, "float64")
+    for structure in structures:
+        agreement = compare_stiffness(fast(architecture, "float64"), reference, structure)
+        assert 0 < agreement.difference_eV_A2 < 2e-5 * agreement.scale_eV_A2
 
 
 def test_a_structure_does_not_depend_on_its_batch_mates(

@@ -8,7 +8,7 @@ from toy_potentials import LennardJones, ToyEngine
 from driver.archive.records import Structure, TaskKey
 from driver.errors import TaskError
 from driver.models import ModelFile
-from driver.stages.outcomes import attempted, failure, shared_evaluator
+from driver.stages.outcomes import attempted, failure, known_elements
 from driver.tasks import TaskInput
 
 MODEL = ModelFile("toy", None, "0" * 64)
@@ -42,17 +42,9 @@ def test_errors_of_the_device_are_not_the_tasks(error):
         attempted(KEY, compute)
 
 
-def test_one_evaluator_serves_all_whose_elements_are_known():
+def test_inputs_whose_elements_the_model_lacks_fail_for_good():
     engine = ToyEngine(lambda dtype: LennardJones(dtype=dtype), lacking=[10, 36])
-    evaluator, usable, failures = shared_evaluator([atom(18), atom(10), atom(2), atom(36)], MODEL, engine, "float32")
-    assert evaluator.dtype == torch.float32
+    usable, failures = known_elements([atom(18), atom(10), atom(2), atom(36)], MODEL, engine)
     assert [t.key.material for t in usable] == ["m18", "m2"]
     assert [f.key.material for f in failures] == ["m10", "m36"]
     assert all(f.permanent for f in failures)
-
-
-def test_no_evaluator_where_nothing_is_left():
-    evaluator, usable, failures = shared_evaluator([atom(10)], MODEL, ToyEngine(LennardJones, lacking=[10]), "float64")
-    assert evaluator is None
-    assert usable == []
-    assert len(failures) == 1
