@@ -15,7 +15,20 @@ from driver.campaign import inputs_of
 from driver.errors import InterruptedRunError, UsageError
 from driver.interrupts import Interrupts, kill_process
 from driver.liveness import Liveness
-from driver.messages import Drain, Gone, Hello, Kill, LeaseEnd, LeaseFailure, Outcome, Refusal, Stop, ToMaster, Work
+from driver.messages import (
+    Drain,
+    Gone,
+    Hello,
+    Kill,
+    LeaseEnd,
+    LeaseFailure,
+    Notice,
+    Outcome,
+    Refusal,
+    Stop,
+    ToMaster,
+    Work,
+)
 from driver.scheduler import Counts, Scheduler
 from driver.settings import ExecutionSettings
 from driver.transport import MasterTransport
@@ -83,6 +96,7 @@ class Master:
         self._end_s = end_s
         self._liveness = Liveness(settings.patience_s)
         self._hellos: dict[int, Hello] = {}
+        self._noticed: set[str] = set()
         self._expected = set(transport.workers)
         self._waiting: list[Attempt] = []
         self._waiting_since = 0.0
@@ -158,6 +172,10 @@ class Master:
             log.info("rank %d on %s uses %s", worker, message.host, message.device)
         elif isinstance(message, Refusal):
             raise UsageError(f"rank {worker}: {message.message}")
+        elif isinstance(message, Notice):
+            if message.text not in self._noticed:  # every rank may say it
+                self._noticed.add(message.text)
+                log.info("rank %d: %s", worker, message.text)
         elif isinstance(message, Outcome):
             if isinstance(message.outcome, TaskResult):
                 key = message.outcome.key

@@ -30,6 +30,13 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """Worker -> master: something that the user should know."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Work:
     """Master -> worker: run a lease. `inputs` is what each task starts from, `size` that of the whole batch."""
 
@@ -108,4 +115,4 @@ class Kill:
 
 
 ToWorker = Work | Drain | Stop | Kill
-ToMaster = Hello | Refusal | Outcome | LeaseEnd | LeaseFailure | Beat | Gone
+ToMaster = Hello | Refusal | Notice | Outcome | LeaseEnd | LeaseFailure | Beat | Gone

@@ -13,7 +13,20 @@ from driver.archive.records import TaskFailure, TaskResult
 from driver.batch_size import BatchSize, BatchSizer, Memory
 from driver.errors import LatdynError
 from driver.interrupts import Interrupts, kill_process
-from driver.messages import Drain, Hello, Kill, LeaseEnd, LeaseFailure, Outcome, Refusal, Stop, ToMaster, ToWorker, Work
+from driver.messages import (
+    Drain,
+    Hello,
+    Kill,
+    LeaseEnd,
+    LeaseFailure,
+    Notice,
+    Outcome,
+    Refusal,
+    Stop,
+    ToMaster,
+    ToWorker,
+    Work,
+)
 from driver.models import ModelFile
 
 if TYPE_CHECKING:
@@ -28,14 +41,18 @@ SIZED_STAGE = "dynamics"
 class StageRunner(Protocol):
     """Runs the tasks of a lease: the seam between a worker and the numerical core (see `driver.stages.dispatch`)."""
 
-    def check(self, models: Iterable[ModelFile]) -> None:
-        """Raise if a model cannot be used."""
+    def check(self, models: Iterable[ModelFile]) -> Iterator[str]:
+        """Make ready for models, yielding what the user should know; raise if one cannot be used."""
         ...
 
     def run(
         self, stage: str, inputs: Sequence[TaskInput], model: ModelFile, stop: Callable[[], bool]
     ) -> Iterator[TaskResult | TaskFailure]:
         """Yield an outcome for each task, as they come; may end early once `stop()` is true."""
+        ...
+
+    def notices(self) -> list[str]:
+        """Return what has come up since the last call that the user should know."""
         ...
 
     def memory(self) -> Memory | None:
@@ -111,7 +128,7 @@ class Worker:
     def start(self) -> Iterator[ToMaster]:
         """Load the models, then introduce itself."""
         try:
-            self._runner.check(self._models.values())
+            yield from map(Notice, self._runner.check(self._models.values()))
         except Exception as error:
             yield Refusal(str(error) if isinstance(error, LatdynError) else f"{type(error).__name__}: {error}")
             return
@@ -150,6 +167,7 @@ class Worker:
         else:
             if work.stage == SIZED_STAGE and results == len(work.inputs):
                 self._sizers[work.model].fitted(work.size, time.perf_counter() - started, self._runner.memory())
+            yield from map(Notice, self._runner.notices())
             yield LeaseEnd(work.lease_id, self._sizers[work.model].capacity)
 
     def _lease_failure(self, work: Work, error: Exception, seconds: float) -> LeaseFailure:

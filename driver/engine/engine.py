@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -19,14 +18,12 @@ from driver.engine.interface import Evaluator
 from driver.engine.kernels import with_cuequivariance
 from driver.engine.load import choose_head, load_model, parse_dtype
 from driver.engine.memory import default_capacity_atoms
-from driver.engine.preparation import UnfitError, cache_folder, prepare
+from driver.engine.preparation import UnfitError, cache_folder, is_prepared, prepare
 from driver.engine.select import select_elements
 from driver.engine.symmetrix import SymmetrixEvaluator
 from driver.errors import TaskError, UsageError
 from driver.models import ModelFile
 from driver.settings import EngineSettings
-
-log = logging.getLogger(__name__)
 
 MAX_EVALUATORS = 16
 """Evaluators kept; the least recently used goes first."""
@@ -63,6 +60,7 @@ class Engine:
         self._models: dict[str, MACE] = {}
         self._fast: dict[tuple[str, int, torch.dtype], SymmetrixEvaluator | UnfitError] = {}
         self._compared: dict[tuple[object, ...], Agreement] = {}
+        self._notices: list[str] = []
         self._evaluators: OrderedDict[tuple[str, int, torch.dtype, frozenset[int]], Evaluator] = OrderedDict()
 
     def evaluator(self, model: ModelFile, numbers: Iterable[int], dtype: str) -> Evaluator:
@@ -191,6 +189,17 @@ class Engine:
         fast = self._prepared(model, dtype)
         return str(fast) if isinstance(fast, UnfitError) else ""
 
+    def must_compile(self, model: ModelFile, dtype: str, stage: str = "dynamics") -> bool:
+        """Tell whether `prepare` would take minutes."""
+        if self.device.type != "cpu" or self._settings.evaluator_of(stage)[1] == "torch":
+            return False
+        return not is_prepared(self._model(model), model, dtype, cache_folder(self._settings.cache))
+
+    def take_notices(self) -> list[str]:
+        """Return, once, where the reference has had to take the place of the fast evaluator, and why."""
+        taken, self._notices = self._notices, []
+        return taken
+
     def _prepared(self, model: ModelFile, dtype: str) -> SymmetrixEvaluator | UnfitError:
         """Return the fast evaluator of all elements of a model, or why there is none; found out once."""
         key = (model.sha256, choose_head(self._model(model), model), parse_dtype(dtype))
@@ -202,7 +211,8 @@ class Engine:
                 self._fast[key] = prepare(self._model(model), model, dtype, folder, torch.get_num_threads())
             except UnfitError as error:
                 self._fast[key] = error
-                log.warning("model %s: torch instead of symmetrix: %s", model.key, error)
+                if self.device.type == "cpu":  # elsewhere nobody expects it
+                    self._notices.append(f"model {model.key}: torch instead of symmetrix: {error}")
         return self._fast[key]
 
     def _agreements(
@@ -217,7 +227,7 @@ class Engine:
                 agreement = compare(fast, self.evaluator(model, elements, "float64"), structure)
                 if self._excess(agreement) > 1.0:
                     names = "-".join(chemical_symbols[z] for z in sorted(elements))
-                    log.warning("model %s, %s: torch for %s: symmetrix gives %s", model.key, names, stage, agreement)
+                    self._notices.append(f"model {model.key}, {names}: {stage} uses torch: symmetrix gives {agreement}")
                 self._compared[key] = agreement
             agreements.append(self._compared[key])
         return agreements

@@ -38,8 +38,6 @@ with models of random weights), at the same speed."""
 _X86_64_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 """What the wheel's native library needs: without them it would end the process."""
 
-log = logging.getLogger(__name__)
-
 
 class UnfitError(LatdynError):
     """The fast evaluator cannot be used for a model, or not on this machine; the message says why."""
@@ -76,6 +74,7 @@ def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int)
     # The native library reads these when it is loaded. Bound threads would pile up where ranks share cores.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_PROC_BIND"] = "false"
+    os.environ.setdefault("KOKKOS_DISABLE_WARNINGS", "1")  # it warns of every rank that shares a node
     try:
         extracted = extracted_model(model, file, cache).parent
         native = _compiled(extracted, dtype, cache / "compiled", version)
@@ -85,13 +84,29 @@ def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int)
     return SymmetrixEvaluator(native, dtype=parse_dtype(dtype))
 
 
+def is_prepared(model: MACE, file: ModelFile, dtype: str, cache: Path) -> bool:
+    """Tell whether `prepare` finds all that it needs, or that there is nothing to wait for."""
+    try:
+        version = _usable_version()
+    except UnfitError:
+        return True
+    extracted = _extracted_folder(model, file, cache, version)
+    return extracted.is_dir() and _stamp(extracted, dtype, cache / "compiled", version).is_dir()
+
+
 def extracted_model(model: MACE, file: ModelFile, cache: Path) -> Path:
     """Return the model as symmetrix-xl reads it, extracting it first if no process has yet; as `prepare` does."""
-    version = importlib.metadata.version("symmetrix-xl")
+    target = _extracted_folder(model, file, cache, importlib.metadata.version("symmetrix-xl"))
+    return made_once(target, lambda folder: _extract(file, _head(model, file), folder)) / "model.json"
+
+
+def _extracted_folder(model: MACE, file: ModelFile, cache: Path, version: str) -> Path:
+    return cache / "extracted" / _digest(_LAYOUT, version, file.sha256, _head(model, file))
+
+
+def _head(model: MACE, file: ModelFile) -> str:
     heads = list(getattr(model, "heads", None) or [""])
-    head = heads[choose_head(model, file)]
-    target = cache / "extracted" / _digest(_LAYOUT, version, file.sha256, head)
-    return made_once(target, lambda folder: _extract(file, head, folder)) / "model.json"
+    return str(heads[choose_head(model, file)])
 
 
 def _usable_version() -> str:
@@ -109,7 +124,6 @@ def _extract(file: ModelFile, head: str, folder: Path) -> None:
     """Write a model as symmetrix-xl reads it, and what its code is generated from."""
     from symmetrix.extract_mace_data import extract_mace_data
 
-    log.info("model %s: extracting it for the fast evaluator", file.key)
     with _silenced():
         data = extract_mace_data(str(file.path), head=head or None, num_spline_points=_SPLINE_POINTS)
     (folder / "model.json").write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
@@ -119,21 +133,20 @@ def _extract(file: ModelFile, head: str, folder: Path) -> None:
 
 def _compiled(extracted: Path, dtype: str, folder: Path, version: str) -> Any:
     """Return a native evaluator, compiled for this kind of CPU if it is not yet."""
-    cpu = _digest(*(str(sorted(value) if isinstance(value, frozenset) else value) for value in _cpu().values()))
-    code = folder / cpu
+    code = folder / _cpu_digest()
     code.mkdir(parents=True, exist_ok=True)
     code.chmod(0o700)  # the library refuses code that others could have written
     os.environ["SYMMETRIX_JIT_CACHE"] = str(code)
-    key = _digest(_LAYOUT, version, dtype, (extracted / "contracts.json").read_text(encoding="utf-8"))
     made: list[Any] = []
-
-    def compile_code(_: Path) -> None:
-        log.info("compiling the fast evaluator in %s for this CPU; this can take minutes", dtype)
-        made.append(_native(extracted, dtype))
-
     # The library has locks of its own, but waits for two minutes at most: compiling may take longer.
-    made_once(folder / f"{cpu}-{key}", compile_code)
+    made_once(_stamp(extracted, dtype, folder, version), lambda _: made.append(_native(extracted, dtype)))
     return made[0] if made else _native(extracted, dtype)
+
+
+def _stamp(extracted: Path, dtype: str, folder: Path, version: str) -> Path:
+    """Return the folder that is there when code for a model, or for another one of its architecture, is."""
+    key = _digest(_LAYOUT, version, dtype, (extracted / "contracts.json").read_text(encoding="utf-8"))
+    return folder / f"{_cpu_digest()}-{key}"
 
 
 def _native(extracted: Path, dtype: str) -> Any:
@@ -152,6 +165,10 @@ def _cpu() -> dict[str, Any]:
             if name in found:
                 found[name] = frozenset(value.split()) if name == "flags" else value
     return found
+
+
+def _cpu_digest() -> str:
+    return _digest(*(str(sorted(value) if isinstance(value, frozenset) else value) for value in _cpu().values()))
 
 
 def _digest(*parts: object) -> str:

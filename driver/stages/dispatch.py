@@ -43,8 +43,13 @@ class EngineRunner:
         self._meter = MemoryMeter(device)
         self._settings = settings
 
-    def check(self, models: Iterable[ModelFile]) -> None:
+    def check(self, models: Iterable[ModelFile]) -> Iterator[str]:
         """Load and prepare every model, so that an unusable one is found before any task runs.
+
+        Yields
+        ------
+        str
+            What takes long, before it does, and which fast evaluator cannot be used.
 
         Raises
         ------
@@ -56,7 +61,10 @@ class EngineRunner:
             precisions = {"displace": self._settings.displace.dtype, "dynamics": self._settings.dynamics.dtype}
             for stage, dtype in precisions.items():
                 if stage in self._settings.stages:
+                    if self._engine.must_compile(model, dtype, stage):
+                        yield f"model {model.key}: preparing symmetrix in {dtype}; takes minutes, once per kind of CPU"
                     self._engine.prepare(model, dtype, stage)
+                    yield from self.notices()
 
     def run(
         self, stage: str, inputs: Sequence[TaskInput], model: ModelFile, stop: Callable[[], bool]
@@ -71,6 +79,10 @@ class EngineRunner:
         if stage == "dynamics":
             return dynamics(inputs, model, engine, settings.supercell, settings.dynamics, seed=settings.seed, stop=stop)
         raise ValueError(f"no stage {stage!r}")
+
+    def notices(self) -> list[str]:
+        """Return where the reference had to take the place of the fast evaluator since the last call."""
+        return self._engine.take_notices()
 
     def memory(self) -> Memory | None:
         """Return what the last run needed on a GPU."""

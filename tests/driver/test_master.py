@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from dataclasses import replace
@@ -97,6 +98,13 @@ def test_a_campaign_is_done_and_a_second_run_finds_nothing_to_do(tmp_path):
     again = ToyRunner()
     run(archive, again)
     assert again.leases == []
+
+
+def test_what_workers_have_to_say_is_logged_once(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "archive.h5", ToyRunner())
+    assert caplog.messages.index("rank 0: models are being made ready") < caplog.messages.index("rank 0: made up")
+    assert caplog.messages.count("rank 0: made up") == 1
 
 
 def test_a_longer_trajectory_is_only_more_tasks(tmp_path):

@@ -52,10 +52,15 @@ class ToyRunner:
     begun: int = 0
     leases: list[tuple[TaskKey, ...]] = field(default_factory=list)
 
-    def check(self, models: Iterable[ModelFile]) -> None:
+    def check(self, models: Iterable[ModelFile]) -> Iterator[str]:
         """Refuse to work if the test says so."""
         if self.bad_model:
             raise TaskError(self.bad_model)
+        yield "models are being made ready"
+
+    def notices(self) -> list[str]:
+        """Say the same after every lease."""
+        return ["made up"]
 
     def run(
         self, stage: str, inputs: Sequence[TaskInput], model: ModelFile, stop: Callable[[], bool]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,19 +43,21 @@ def test_a_structure_that_disagrees_takes_no_other_with_it(
     zoo: Zoo,
     structures: list[Structure],
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def disagree(fast: Evaluator, reference: Evaluator, structure: Structure) -> ForceAgreement:
         return ForceAgreement(0.0, 1.0 if len(structure) in (5, 9) else 0.0, 1.0)
 
     monkeypatch.setitem(COMPARISONS, "dynamics", (disagree,))
-    with caplog.at_level(logging.WARNING):
-        choices = engine().choose(zoo("mp-0"), structures, "float32")
+    ours = engine()
+    choices = ours.choose(zoo("mp-0"), structures, "float32")
     assert [choice.evaluator.name for choice in choices] == ["symmetrix", "torch", "symmetrix", "torch"]
     assert together(choices) == [[0, 2], [1, 3]]
     assert choices[1].evaluator.atomic_numbers == (11, 17, 35, 55, 83)  # of those that need it, no others
     assert choices[1].reason.startswith("symmetrix differs too much: energy")
-    assert "model mp-0, Cl-Cs: torch for dynamics" in caplog.text
+    first, second = ours.take_notices()
+    assert first.startswith("model mp-0, Cl-Cs: dynamics uses torch: symmetrix gives energy")
+    assert "Na-Br-Bi" in second
+    assert not ours.take_notices()
 
 
 def test_force_constants_decide_for_displacements(
@@ -75,15 +76,15 @@ def test_force_constants_decide_for_displacements(
 
 
 def test_takes_the_reference_when_there_is_no_other(
-    engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure], caplog: pytest.LogCaptureFixture
+    engine: Callable[..., Engine], zoo: Zoo, structures: list[Structure]
 ) -> None:
     ours = engine()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            (choice,) = ours.choose(zoo("mh-1"), structures[1:2], "float32")
+    for _ in range(2):
+        (choice,) = ours.choose(zoo("mh-1"), structures[1:2], "float32")
     assert choice.evaluator.name == "torch"
     assert "use_last_readout_only" in choice.reason
-    assert len(caplog.records) == 1  # found out once, said once
+    (notice,) = ours.take_notices()  # found out once, said once
+    assert notice.startswith("model mh-1: torch instead of symmetrix: symmetrix-xl")
     assert "use_last_readout_only" in ours.prepare(zoo("mh-1"), "float32")
     with pytest.raises(UsageError, match=r"engine.evaluator=symmetrix with model mh-1: .*use_last_readout_only"):
         engine(evaluator="symmetrix").choose(zoo("mh-1"), structures[1:2], "float32")
