@@ -27,7 +27,7 @@ from benchmarks.engine_report import Case, Figure, print_table, write_docs, writ
 QUICK = {"models": ["small"], "atoms": [80], "dtypes": ["float32"]}
 TURN_S = 2.0
 """Length of a turn, in which a contender does as many steps as fit, at least two."""
-CASE_S = 90.0
+CASE_S = 60.0
 """After this time no more turns are begun, once there are three."""
 
 

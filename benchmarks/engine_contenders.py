@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +52,16 @@ def make_model(name: str, folder: Path) -> None:
     # Forces of a few meV/A, so that the crystal stays a crystal and every contender has as many neighbours.
     model.scale_shift.scale *= 1e-3
     torch.save(model, target)
+
+
+def prepare_model(path: Path, dtype: str) -> None:
+    """Extract and compile what symmetrix-xl needs."""
+    from driver.engine.load import load_model
+    from driver.engine.preparation import cache_folder, prepare
+    from driver.models import ModelFile
+
+    file = ModelFile("benchmark", path, hashlib.sha256(path.read_bytes()).hexdigest())
+    prepare(load_model(file), file, dtype, cache_folder(), 1)
 
 
 def latdyn(path: Path, atoms: Any, dtype: str, evaluator: str) -> Steps:
@@ -114,17 +125,20 @@ def ase_mace(path: Path, atoms: Any, dtype: str) -> Steps:
 
 
 def ase_symmetrix(path: Path, atoms: Any, dtype: str) -> Steps:
-    """ASE's Langevin with symmetrix-xl's calculator, on the model as Latdyn has prepared it."""
+    """ASE's Langevin with symmetrix-xl's calculator as it comes, on the model as Latdyn has prepared it."""
     from driver.engine.load import load_model
-    from driver.engine.preparation import cache_folder, extracted_model, prepare
+    from driver.engine.preparation import cache_folder, code_folder, extracted_model
     from driver.models import ModelFile
 
+    # In another process, so that this one keeps the library's own settings.
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.engine_contenders", "prepare", str(path), dtype]
+    subprocess.run(command, check=True, capture_output=True)
     file = ModelFile("benchmark", path, hashlib.sha256(path.read_bytes()).hexdigest())
-    model = load_model(file)
-    prepare(model, file, dtype, cache_folder(), 1)  # compiles, where the calculator will look for it
+    extracted = extracted_model(load_model(file), file, cache_folder())
+    os.environ["SYMMETRIX_JIT_CACHE"] = str(code_folder(cache_folder()))
     from symmetrix import Symmetrix
 
-    atoms.calc = Symmetrix(str(extracted_model(model, file, cache_folder())), dtype=dtype)
+    atoms.calc = Symmetrix(str(extracted), dtype=dtype)
     return _ase_langevin(atoms)
 
 
@@ -189,9 +203,12 @@ CONTENDERS: dict[str, Callable[[Path, Any, str], Steps]] = {
 
 
 def main() -> None:
-    """Make a model, or be a contender: answer each number of steps on standard input with the seconds they took."""
+    """Make or prepare a model, or be a contender: answer each number of steps on standard input with the seconds they took."""
     if sys.argv[1] == "make":
         make_model(sys.argv[2], Path(sys.argv[3]))
+        return
+    if sys.argv[1] == "prepare":
+        prepare_model(Path(sys.argv[2]), sys.argv[3])
         return
     contender, path, atoms, dtype, _ = sys.argv[1:]
     import torch

@@ -31,6 +31,14 @@ CACHE_VARIABLE = "LATDYN_CACHE"
 _LAYOUT = 2
 """Counts up when what is stored changes."""
 
+_NATIVE_SETTINGS = {
+    # Otherwise it looks up, before each matrix product, which library its BLAS comes from: 30 ms per evaluation, which
+    # is more than 80 atoms take.
+    "SYMMETRIX_HOST_WORKER_BLAS": "off",
+    "KOKKOS_DISABLE_WARNINGS": "1",  # it warns of every rank that shares a node
+}
+"""Environment of the native library, where the user has not set it."""
+
 _SPLINE_POINTS = 1024
 """Of each radial function. The library's 256 bend them enough to be 2e-4 off in force constants; these, 7e-6 (measured
 with models of random weights), at the same speed."""
@@ -74,7 +82,8 @@ def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int)
     # The native library reads these when it is loaded. Bound threads would pile up where ranks share cores.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_PROC_BIND"] = "false"
-    os.environ.setdefault("KOKKOS_DISABLE_WARNINGS", "1")  # it warns of every rank that shares a node
+    for name, value in _NATIVE_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         extracted = extracted_model(model, file, cache).parent
         native = _compiled(extracted, dtype, cache / "compiled", version)
@@ -109,6 +118,11 @@ def _head(model: MACE, file: ModelFile) -> str:
     return str(heads[choose_head(model, file)])
 
 
+def code_folder(cache: Path) -> Path:
+    """Return where code for this kind of CPU is kept."""
+    return cache / "compiled" / _cpu_digest()
+
+
 def _usable_version() -> str:
     try:
         version = importlib.metadata.version("symmetrix-xl")
@@ -133,7 +147,7 @@ def _extract(file: ModelFile, head: str, folder: Path) -> None:
 
 def _compiled(extracted: Path, dtype: str, folder: Path, version: str) -> Any:
     """Return a native evaluator, compiled for this kind of CPU if it is not yet."""
-    code = folder / _cpu_digest()
+    code = code_folder(folder.parent)
     code.mkdir(parents=True, exist_ok=True)
     code.chmod(0o700)  # the library refuses code that others could have written
     os.environ["SYMMETRIX_JIT_CACHE"] = str(code)
