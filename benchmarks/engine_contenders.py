@@ -203,7 +203,7 @@ CONTENDERS: dict[str, Callable[[Path, Any, str], Steps]] = {
 
 
 def main() -> None:
-    """Make or prepare a model, or be a contender: answer each number of steps on standard input with the seconds they took."""
+    """Make or prepare a model, or be a contender: answer numbers of steps with the seconds they took."""
     if sys.argv[1] == "make":
         make_model(sys.argv[2], Path(sys.argv[3]))
         return
