@@ -2,6 +2,7 @@
 
 python -m benchmarks.engine [--models demo small medium mpa] [--atoms 40 80 320] [--dtypes float32 float64] ...
 python -m benchmarks.engine --quick --json FILE      # the small model and 80 atoms only, in less than three minutes
+python -m benchmarks.engine --displacements          # displacement forces and force constants per material
 python -m benchmarks.engine --json FILE --docs       # all (an hour or two), and the tables of docs/performance.md
 
 Each contender is a process of its own with one thread that integrates Langevin dynamics at 300 K in steps of 2 fs from
@@ -25,8 +26,9 @@ from benchmarks.engine_contenders import CONTENDERS
 from benchmarks.engine_report import Case, Figure, print_table, write_docs, write_json
 
 QUICK = {"models": ["small"], "atoms": [80], "dtypes": ["float32"]}
+MODULES = {"dynamics": "benchmarks.engine_contenders", "displacements": "benchmarks.displacement_contenders"}
 TURN_S = 2.0
-"""Length of a turn, in which a contender does as many steps as fit, at least two."""
+"""Length of a turn, in which a contender does as many steps as fit, at least two; or one material."""
 CASE_S = 60.0
 """After this time no more turns are begun, once there are three."""
 
@@ -38,12 +40,12 @@ class Process:
         self.contender = contender
         self.times_ms: list[float] = []
         self.failure = ""
-        self._steps = 2
+        self._least = self._steps = 2 if case.work == "dynamics" else 1
         arguments = [contender, str(folder / f"{case.model}.model"), str(case.atoms), case.dtype, str(folder)]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `end`)
         one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.engine_contenders", *arguments],
+            [sys.executable, "-W", "ignore", "-m", MODULES[case.work], *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -62,7 +64,7 @@ class Process:
         seconds = self._answer()
         if seconds is not None:
             self.times_ms.append(1e3 * seconds / self._steps)
-            self._steps = max(2, min(200, round(TURN_S * self._steps / seconds)))
+            self._steps = max(self._least, min(200, round(TURN_S * self._steps / seconds)))
 
     def end(self) -> None:
         """Let it go."""
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--atoms", nargs="+", type=int, default=[40, 80, 320], choices=(40, 80, 320))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"], choices=("float32", "float64"))
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--displacements", action="store_true", help="force constants of a material instead of steps")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="the small model, 80 atoms, float32")
     parser.add_argument("--json", type=Path, help="file for all figures")
@@ -133,15 +136,19 @@ def main() -> None:
         for model in options.models:
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.engine_contenders", "make", model, name]
             subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
-            for atoms in options.atoms:
-                for dtype in options.dtypes:
-                    case = Case(model, atoms, dtype)
-                    results[case] = measure(case, options.contenders, options.turns, folder)
-                    print_table(case, results[case])
-                    if options.json:
-                        write_json(options.json, results)
+            for case in _cases(model, options):
+                results[case] = measure(case, options.contenders, options.turns, folder)
+                print_table(case, results[case])
+                if options.json:
+                    write_json(options.json, results)
     if options.docs:
         write_docs(results)
+
+
+def _cases(model: str, options: argparse.Namespace) -> list[Case]:
+    if options.displacements:
+        return [Case(model, 80, "float64", "displacements")]
+    return [Case(model, atoms, dtype) for atoms in options.atoms for dtype in options.dtypes]
 
 
 if __name__ == "__main__":

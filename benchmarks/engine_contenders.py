@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 TEMPERATURE_K, TIMESTEP_FS, FRICTION_PER_PS = 300.0, 2.0, 10.0
 FORMULA = {"demo": ("Cs", "Na", "In", "Cl")}
-SIZES = {40: ((1, 1, 1), False), 80: ((2, 2, 2), True), 320: ((2, 2, 2), False)}
+SIZES = {10: ((1, 1, 1), True), 40: ((1, 1, 1), False), 80: ((2, 2, 2), True), 320: ((2, 2, 2), False)}
 """Atoms -> repetitions, and of the primitive (10 atoms) or the cubic cell (40 atoms)."""
 
 Steps = Callable[[int], None]
@@ -58,10 +58,39 @@ def prepare_model(path: Path, dtype: str) -> None:
     """Extract and compile what symmetrix-xl needs."""
     from driver.engine.load import load_model
     from driver.engine.preparation import cache_folder, prepare
+
+    file = model_file(path)
+    prepare(load_model(file), file, dtype, cache_folder(), 1)
+
+
+def model_file(path: Path) -> Any:
+    """Return the model as Latdyn knows it."""
     from driver.models import ModelFile
 
-    file = ModelFile("benchmark", path, hashlib.sha256(path.read_bytes()).hexdigest())
-    prepare(load_model(file), file, dtype, cache_folder(), 1)
+    return ModelFile("benchmark", path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def mace_calculator(path: Path, dtype: str) -> Any:
+    """Return mace-torch's ASE calculator."""
+    from mace.calculators import MACECalculator
+
+    return MACECalculator(model_paths=str(path), device="cpu", default_dtype=dtype)
+
+
+def native_calculator(path: Path, dtype: str) -> Any:
+    """Return symmetrix-xl's ASE calculator as it comes, of the model as Latdyn has prepared it."""
+    from driver.engine.load import load_model
+    from driver.engine.preparation import cache_folder, code_folder, extracted_model
+
+    # In another process, so that this one keeps the library's own settings.
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.engine_contenders", "prepare", str(path), dtype]
+    subprocess.run(command, check=True, capture_output=True)
+    file = model_file(path)
+    extracted = extracted_model(load_model(file), file, cache_folder())
+    os.environ["SYMMETRIX_JIT_CACHE"] = str(code_folder(cache_folder()))
+    from symmetrix import Symmetrix
+
+    return Symmetrix(str(extracted), dtype=dtype)
 
 
 def latdyn(path: Path, atoms: Any, dtype: str, evaluator: str) -> Steps:
@@ -70,7 +99,6 @@ def latdyn(path: Path, atoms: Any, dtype: str, evaluator: str) -> Steps:
 
     from driver.archive.records import TaskKey, TaskResult
     from driver.engine.engine import Engine
-    from driver.models import ModelFile
     from driver.settings import DynamicsSettings, EngineSettings, SupercellSettings
     from driver.stages.dynamics import dynamics
     from driver.structures.convert import from_ase
@@ -78,7 +106,7 @@ def latdyn(path: Path, atoms: Any, dtype: str, evaluator: str) -> Steps:
 
     threadpoolctl.threadpool_limits(1, user_api="blas")
     engine = Engine("cpu", 1, EngineSettings(evaluator=evaluator))
-    model = ModelFile("benchmark", path, hashlib.sha256(path.read_bytes()).hexdigest())
+    model = model_file(path)
     structure, cell = from_ase(atoms), SupercellSettings((1, 1, 1))
     turns = iter(range(10**6))
 
@@ -118,27 +146,13 @@ def _ase_langevin(atoms: Any) -> Steps:
 
 def ase_mace(path: Path, atoms: Any, dtype: str) -> Steps:
     """ASE's Langevin with mace-torch's calculator."""
-    from mace.calculators import MACECalculator
-
-    atoms.calc = MACECalculator(model_paths=str(path), device="cpu", default_dtype=dtype)
+    atoms.calc = mace_calculator(path, dtype)
     return _ase_langevin(atoms)
 
 
 def ase_symmetrix(path: Path, atoms: Any, dtype: str) -> Steps:
-    """ASE's Langevin with symmetrix-xl's calculator as it comes, on the model as Latdyn has prepared it."""
-    from driver.engine.load import load_model
-    from driver.engine.preparation import cache_folder, code_folder, extracted_model
-    from driver.models import ModelFile
-
-    # In another process, so that this one keeps the library's own settings.
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.engine_contenders", "prepare", str(path), dtype]
-    subprocess.run(command, check=True, capture_output=True)
-    file = ModelFile("benchmark", path, hashlib.sha256(path.read_bytes()).hexdigest())
-    extracted = extracted_model(load_model(file), file, cache_folder())
-    os.environ["SYMMETRIX_JIT_CACHE"] = str(code_folder(cache_folder()))
-    from symmetrix import Symmetrix
-
-    atoms.calc = Symmetrix(str(extracted), dtype=dtype)
+    """ASE's Langevin with symmetrix-xl's calculator."""
+    atoms.calc = native_calculator(path, dtype)
     return _ase_langevin(atoms)
 
 
@@ -202,25 +216,33 @@ CONTENDERS: dict[str, Callable[[Path, Any, str], Steps]] = {
 }
 
 
-def main() -> None:
-    """Make or prepare a model, or be a contender: answer numbers of steps with the seconds they took."""
-    if sys.argv[1] == "make":
-        make_model(sys.argv[2], Path(sys.argv[3]))
-        return
-    if sys.argv[1] == "prepare":
-        prepare_model(Path(sys.argv[2]), sys.argv[3])
-        return
-    contender, path, atoms, dtype, _ = sys.argv[1:]
+def as_processes(
+    contenders: Mapping[str, Callable[[Path, Any, str], Steps]],
+    crystal: Callable[[str, int], Any],
+    arguments: Sequence[str],
+) -> None:
+    """Be a contender: answer each number of steps on standard input with the seconds they took."""
+    contender, path, atoms, dtype, _ = arguments
     import torch
 
     torch.set_num_threads(1)
-    steps = CONTENDERS[contender](Path(path), crystal_of(Path(path).stem, int(atoms)), dtype)
-    steps(2)
+    steps = contenders[contender](Path(path), crystal(Path(path).stem, int(atoms)), dtype)
+    steps(1)
     print("seconds 0.0", flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
         steps(int(line))
         print(f"seconds {time.perf_counter() - began}", flush=True)
+
+
+def main() -> None:
+    """Make or prepare a model, or be a contender."""
+    if sys.argv[1] == "make":
+        make_model(sys.argv[2], Path(sys.argv[3]))
+    elif sys.argv[1] == "prepare":
+        prepare_model(Path(sys.argv[2]), sys.argv[3])
+    else:
+        as_processes(CONTENDERS, crystal_of, sys.argv[1:])
 
 
 if __name__ == "__main__":

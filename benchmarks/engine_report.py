@@ -17,19 +17,25 @@ PACKAGES = ("torch", "mace-torch", "ase", "symmetrix-xl", "torch-sim-atomistic",
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a model, a crystal, a precision."""
+    """What is measured: a model, a crystal, a precision, and whether steps of dynamics or force constants."""
 
     model: str
     atoms: int
     dtype: str
+    work: str = "dynamics"
 
     def __str__(self) -> str:
-        return f"{self.model}, {self.atoms} atoms, {self.dtype}"
+        return f"{self.model}, {self.atoms} atoms, {self.dtype}{self.unit}"
+
+    @property
+    def unit(self) -> str:
+        """What a time is for, where it is not for a step."""
+        return ", force constants of a material" if self.work == "displacements" else ""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Milliseconds per step of a contender: median, and quartiles over the turns; or why there is none."""
+    """Milliseconds of a contender: median, and quartiles over the turns; or why there is none."""
 
     contender: str
     median_ms: float | None
@@ -44,7 +50,7 @@ def print_table(case: Case, figures: Sequence[Figure]) -> None:
     """Print one case: each contender's time, and how many times faster Latdyn's evaluators are."""
     own = {f.contender: f.median_ms for f in figures if f.contender.startswith("latdyn")}
     print(f"\n{case}")
-    print(f"{'':<22}{'ms/step':>9} {'quartiles':>17} {'vs torch':>9} {'vs symmetrix':>13}")
+    print(f"{'':<22}{'ms':>9} {'quartiles':>17} {'vs torch':>9} {'vs symmetrix':>13}")
     for figure in figures:
         if figure.median_ms is None or figure.quartiles_ms is None:
             print(f"{figure.contender:<22}{'-':>9}   {figure.failure[:90]}")
@@ -63,7 +69,7 @@ def write_json(path: Path, results: Results) -> None:
     cases = [
         {
             **asdict(case),
-            "ms_per_step": {f.contender: f.median_ms for f in figures},
+            "ms": {f.contender: f.median_ms for f in figures},
             "quartiles_ms": {f.contender: f.quartiles_ms for f in figures},
             "failures": {f.contender: f.failure for f in figures if f.failure},
         }
@@ -76,9 +82,9 @@ def read_json(path: Path) -> dict[Case, list[Figure]]:
     """Read what `write_json` has written."""
     results = {}
     for entry in json.loads(path.read_text())["cases"]:
-        results[Case(entry["model"], entry["atoms"], entry["dtype"])] = [
+        results[Case(entry["model"], entry["atoms"], entry["dtype"], entry["work"])] = [
             Figure(name, median, entry["quartiles_ms"][name], entry["failures"].get(name, ""))
-            for name, median in entry["ms_per_step"].items()
+            for name, median in entry["ms"].items()
         ]
     return results
 
@@ -92,9 +98,12 @@ def write_docs(results: Results) -> None:
 
 
 def markdown(results: Results) -> str:
-    """Return one table per model: milliseconds per step, and how many times longer than Latdyn's."""
+    """Return one table per model: milliseconds, and how many times longer than Latdyn's."""
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
-    lines = [f"{machine()}; {used}. Milliseconds per step, one thread.", ""]
+    lines = [
+        f"{machine()}; {used}. Milliseconds per step, or for the force constants of a material; one thread.",
+        "",
+    ]
     for model in dict.fromkeys(case.model for case in results):
         own = {case: figures for case, figures in results.items() if case.model == model}
         names = list(dict.fromkeys(f.contender for figures in own.values() for f in figures))
@@ -102,7 +111,7 @@ def markdown(results: Results) -> str:
         for case, figures in own.items():
             found = {f.contender: f.median_ms for f in figures}
             cells = [f"{ms:.1f}" if (ms := found.get(name)) is not None else "-" for name in names]
-            lines.append(f"| {case.atoms}, {case.dtype} | {' | '.join(cells)} |")
+            lines.append(f"| {case.atoms}, {case.dtype}{case.unit} | {' | '.join(cells)} |")
         lines += ["", *_ratios(own), ""]
     return "\n".join(lines)
 

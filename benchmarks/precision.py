@@ -179,6 +179,7 @@ def draw(
     )
     left.set(yticks=range(len(dynamics)), yticklabels=dynamics, xlabel="sigma (300 K)", title="precision of dynamics")
     left.set_ylim(-0.6, len(dynamics) - 0.4)
+    left.locator_params(axis="x", nbins=5)
     others = [d for d in DISTANCES_A if d != 0.01]
     biases = [scans[*REFERENCE, d].bias_THz for d in others]
     middle.loglog(others, biases, "o-", label="torch, float64: from 0.01 Å")
@@ -187,6 +188,8 @@ def draw(
         middle.loglog(DISTANCES_A, noises, "o-", label=f"{evaluator}, {dtype}: from torch, float64")
     middle.set(xlabel="displacement (Å)", ylabel="largest difference (THz)", title="phonons")
     middle.set_ylim(1e-7, 1.0)
+    middle.set_xticks(DISTANCES_A, [f"{d:g}" for d in DISTANCES_A])
+    middle.minorticks_off()
     middle.legend(fontsize=8)
     sizes = list(steps)
     right.errorbar(sizes, [d.sigma for d, _ in steps.values()], yerr=[d.error for d, _ in steps.values()], fmt="o-")
