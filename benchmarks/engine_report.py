@@ -43,6 +43,8 @@ class Figure:
     failure: str = ""
 
 
+_KEY = {"dynamics": "ms_per_step", "displacements": "ms_per_material"}
+
 Results = Mapping[Case, Sequence[Figure]]
 
 
@@ -69,7 +71,7 @@ def write_json(path: Path, results: Results) -> None:
     cases = [
         {
             **asdict(case),
-            "ms": {f.contender: f.median_ms for f in figures},
+            _KEY[case.work]: {f.contender: f.median_ms for f in figures},
             "quartiles_ms": {f.contender: f.quartiles_ms for f in figures},
             "failures": {f.contender: f.failure for f in figures if f.failure},
         }
@@ -84,7 +86,7 @@ def read_json(path: Path) -> dict[Case, list[Figure]]:
     for entry in json.loads(path.read_text())["cases"]:
         results[Case(entry["model"], entry["atoms"], entry["dtype"], entry["work"])] = [
             Figure(name, median, entry["quartiles_ms"][name], entry["failures"].get(name, ""))
-            for name, median in entry["ms"].items()
+            for name, median in entry[_KEY[entry["work"]]].items()
         ]
     return results
 
@@ -112,11 +114,14 @@ def markdown(results: Results) -> str:
             found = {f.contender: f.median_ms for f in figures}
             cells = [f"{ms:.1f}" if (ms := found.get(name)) is not None else "-" for name in names]
             lines.append(f"| {case.atoms}, {case.dtype}{case.unit} | {' | '.join(cells)} |")
-        lines += ["", *_ratios(own), ""]
+        lines.append("")
+        for work, what in (("dynamics", "steps"), ("displacements", "force constants")):
+            lines += _ratios({case: figures for case, figures in own.items() if case.work == work}, what)
+        lines.append("")
     return "\n".join(lines)
 
 
-def _ratios(results: Results) -> list[str]:
+def _ratios(results: Results, what: str) -> list[str]:
     """Say how Latdyn compares, as ranges over the cases of a model."""
     torch, fast, library = [], [], []
     for figures in results.values():
@@ -129,11 +134,16 @@ def _ratios(results: Results) -> list[str]:
         if "latdyn-symmetrix" in ms and "ase-symmetrix" in ms:
             library.append(ms["ase-symmetrix"] / ms["latdyn-symmetrix"])
     told = (
-        ("Latdyn's reference against ASE with mace-torch", torch),
-        ("Latdyn's fast evaluator against the best of ASE, torch-sim and janus-core", fast),
-        ("the same against symmetrix-xl's own calculator", library),
+        ("torch against ASE with mace-torch", torch),
+        ("symmetrix against the best of ASE, torch-sim and janus-core", fast),
+        ("symmetrix against symmetrix-xl's own calculator", library),
     )
-    return [f"- {what}: {min(found):.2f} to {max(found):.2f} times faster." for what, found in told if found]
+    return [f"- {what}, {name}: {_range(found)} times faster" for name, found in told if found]
+
+
+def _range(found: Sequence[float]) -> str:
+    low, high = f"{min(found):.1f}", f"{max(found):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def machine() -> str:
@@ -160,5 +170,5 @@ def versions() -> dict[str, str]:
     return found
 
 
-if __name__ == "__main__":  # python -m benchmarks.engine_report FILE: the tables again, from the JSON
-    write_docs(read_json(Path(sys.argv[1])))
+if __name__ == "__main__":  # python -m benchmarks.engine_report FILE ...: the tables again, from their JSON
+    write_docs({case: figures for name in sys.argv[1:] for case, figures in read_json(Path(name)).items()})

@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 . jobs/environment.sh
-make_environment .venv run,mpi || exit 2
+make_environment .venv run,mpi,fast || exit 2
 
 workers=${WORKERS:-$(env -u OMP_NUM_THREADS nproc)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
