@@ -280,6 +280,7 @@ def _worker(world: World, launch: Launch, port: InProcessTransport | MPIWorker, 
     # Imported here: only workers need torch, and it takes seconds and hundreds of megabytes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin where ranks share cores
     warnings.filterwarnings("ignore", module=r"e3nn|torch|mace|ast")  # for their developers, not for users
+    warnings.filterwarnings("ignore", message="primitive_matrix defaulted")  # phonopy, although it was told
     with contextlib.redirect_stdout(io.StringIO()):  # and what they print on being imported
         from driver.engine.memory import default_capacity_atoms
         from driver.stages.dispatch import EngineRunner, visible_gpus
