@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.engine_contenders import CONTENDERS
 from benchmarks.engine_report import Case, Figure, print_table, write_docs, write_json
 
-QUICK = {"models": ["small"], "atoms": [80], "dtypes": ["float32"]}
+QUICK = {"models": ["small"], "atoms": [80], "dtypes": ["float32"], "turns": 3, "turn_s": 1.0}
 MODULES = {"dynamics": "benchmarks.engine_contenders", "displacements": "benchmarks.displacement_contenders"}
 TURN_S = 2.0
 """Length of a turn, in which a contender does as many steps as fit, at least two; or one material."""
@@ -58,13 +58,13 @@ class Process:
         """Wait until it has loaded, compiled and warmed up."""
         return self._answer() is not None
 
-    def turn(self) -> None:
-        """Run a turn and note its time per step."""
+    def turn(self, turn_s: float) -> None:
+        """Run a turn of about so long and note its time per step."""
         self._say(str(self._steps))
         seconds = self._answer()
         if seconds is not None:
             self.times_ms.append(1e3 * seconds / self._steps)
-            self._steps = max(self._least, min(200, round(TURN_S * self._steps / seconds)))
+            self._steps = max(self._least, min(200, round(turn_s * self._steps / seconds)))
 
     def end(self) -> None:
         """Let it go."""
@@ -98,7 +98,7 @@ class Process:
         return None
 
 
-def measure(case: Case, contenders: Sequence[str], turns: int, folder: Path) -> list[Figure]:
+def measure(case: Case, contenders: Sequence[str], turns: int, turn_s: float, folder: Path) -> list[Figure]:
     """Measure all contenders on a case, taking turns."""
     everybody = [Process(name, case, folder) for name in contenders]
     for process in everybody:
@@ -109,7 +109,7 @@ def measure(case: Case, contenders: Sequence[str], turns: int, folder: Path) -> 
             break
         for process in everybody:
             if not process.failure:
-                process.turn()
+                process.turn(turn_s)
     for process in everybody:
         process.end()
     return [process.figure() for process in everybody]
@@ -124,12 +124,13 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--displacements", action="store_true", help="force constants of a material instead of steps")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--turn-s", type=float, default=TURN_S, help="length of a turn")
     parser.add_argument("--quick", action="store_true", help="the small model, 80 atoms, float32")
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--docs", action="store_true", help="write the tables of docs/performance.md")
     options = parser.parse_args()
     if options.quick:
-        options = argparse.Namespace(**{**vars(options), **QUICK, "turns": 3})
+        options = argparse.Namespace(**{**vars(options), **QUICK})
     results: dict[Case, list[Figure]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -137,7 +138,7 @@ def main() -> None:
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.engine_contenders", "make", model, name]
             subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
             for case in _cases(model, options):
-                results[case] = measure(case, options.contenders, options.turns, folder)
+                results[case] = measure(case, options.contenders, options.turns, options.turn_s, folder)
                 print_table(case, results[case])
                 if options.json:
                     write_json(options.json, results)
