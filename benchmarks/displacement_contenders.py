@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +31,15 @@ def latdyn(path: Path, unit: Any, dtype: str, evaluator: str) -> Steps:
     threadpoolctl.threadpool_limits(1, user_api="blas")
     engine = Engine("cpu", 1, EngineSettings(displace_evaluator=evaluator))
     task = TaskInput(TaskKey("crystal", "benchmark", "displace"), from_ase(unit), None)
+    model, cell, settings = model_file(path), SupercellSettings((2, 2, 2)), DisplaceSettings(dtype=dtype)
 
     def steps(n: int) -> None:
         for _ in range(n):
-            settings = DisplaceSettings(dtype=dtype)
-            (result,) = displace([task], model_file(path), engine, SupercellSettings((2, 2, 2)), settings)
+            (result,) = displace([task], model, engine, cell, settings)
             assert isinstance(result, TaskResult), result
             assert result.evaluator == evaluator
 
     return steps
-
-
-def latdyn_torch(path: Path, unit: Any, dtype: str) -> Steps:
-    """Latdyn with its reference evaluator."""
-    return latdyn(path, unit, dtype, "torch")
-
-
-def latdyn_symmetrix(path: Path, unit: Any, dtype: str) -> Steps:
-    """Latdyn with its fast evaluator."""
-    return latdyn(path, unit, dtype, "symmetrix")
 
 
 def _with_phonopy(unit: Any, forces_of: Callable[[Sequence[Any]], Sequence[np.ndarray]]) -> Steps:
@@ -140,8 +131,8 @@ def janus(path: Path, unit: Any, dtype: str) -> Steps:
 
 
 CONTENDERS: dict[str, Callable[[Path, Any, str], Steps]] = {
-    "latdyn-torch": latdyn_torch,
-    "latdyn-symmetrix": latdyn_symmetrix,
+    "latdyn-torch": partial(latdyn, evaluator="torch"),
+    "latdyn-symmetrix": partial(latdyn, evaluator="symmetrix"),
     "ase-mace": ase_mace,
     "ase-symmetrix": ase_symmetrix,
     "torch-sim": torch_sim,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +125,6 @@ def latdyn(path: Path, atoms: Any, dtype: str, evaluator: str) -> Steps:
     return steps
 
 
-def latdyn_torch(path: Path, atoms: Any, dtype: str) -> Steps:
-    """Latdyn with its reference evaluator."""
-    return latdyn(path, atoms, dtype, "torch")
-
-
-def latdyn_symmetrix(path: Path, atoms: Any, dtype: str) -> Steps:
-    """Latdyn with its fast evaluator."""
-    return latdyn(path, atoms, dtype, "symmetrix")
-
-
 def _ase_langevin(atoms: Any) -> Steps:
     from ase import units
     from ase.md.langevin import Langevin
@@ -207,8 +198,8 @@ def janus(path: Path, atoms: Any, dtype: str) -> Steps:
 
 
 CONTENDERS: dict[str, Callable[[Path, Any, str], Steps]] = {
-    "latdyn-torch": latdyn_torch,
-    "latdyn-symmetrix": latdyn_symmetrix,
+    "latdyn-torch": partial(latdyn, evaluator="torch"),
+    "latdyn-symmetrix": partial(latdyn, evaluator="symmetrix"),
     "ase-mace": ase_mace,
     "ase-symmetrix": ase_symmetrix,
     "torch-sim": torch_sim,

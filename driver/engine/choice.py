@@ -19,6 +19,7 @@ from driver.structures.supercells import make_supercell
 RATTLE_A = 0.1
 """How far the atoms of a probe are moved, so that there are forces to compare: about the amplitude of dynamics."""
 FEW_ATOMS = 4
+"""Crystals with fewer atoms are repeated for a comparison."""
 PROBE_DIRECTION = np.array([3.0, 2.0, 1.0]) / np.sqrt(14.0)
 """Along which atoms are displaced to compare force constants: no symmetry direction of common crystals."""
 DISPLACEMENT_A = 0.01

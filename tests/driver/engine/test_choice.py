@@ -151,7 +151,15 @@ def test_tolerance_of_force_constants() -> None:
     assert StiffnessAgreement(float("nan"), 1.0).excess(settings) == float("inf")
 
 
-@pytest.mark.parametrize("values", [{"evaluator": "fast"}, {"force_tolerance_eV_A": 0.0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"evaluator": "fast"},
+        {"displace_evaluator": "fast"},
+        {"force_tolerance_eV_A": 0.0},
+        {"stiffness_tolerance_eV_A2": -1.0},
+    ],
+)
 def test_settings_are_checked(values: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=f"engine.{next(iter(values))}"):
         EngineSettings(**values)  # type: ignore[arg-type]
