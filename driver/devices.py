@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from driver.errors import UsageError
@@ -16,7 +17,38 @@ class DeviceAssignment:
     threads: int
 
 
-def assign_device(requested: str, worker: int, workers: int, gpus: int) -> str:
+_GPU_VARIABLES = (
+    "SLURM_JOB_GPUS",
+    "SLURM_STEP_GPUS",
+    "SLURM_GPUS",
+    "SLURM_GPUS_ON_NODE",
+    "SLURM_GPUS_PER_NODE",
+    "SLURM_GPUS_PER_TASK",
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "PBS_GPUFILE",
+)
+_NO_GPU = ("", "0", "-1", "NoDevFiles", "none")
+
+
+def job_has_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether the batch system or the launcher has given this rank, or its job, GPUs.
+
+    Parameters
+    ----------
+    environment : mapping
+        Of this process.
+    """
+    for name in _GPU_VARIABLES:
+        value = environment.get(name, "").strip()
+        # "0" is a number of GPUs in some of them, and the first GPU in the others.
+        if value and (value not in _NO_GPU or (value == "0" and not name.startswith("SLURM_GPUS"))):
+            return True
+    return False
+
+
+def assign_device(requested: str, worker: int, workers: int, gpus: int, *, gpus_expected: bool = False) -> str:
     """Choose the device of a worker on its node.
 
     Parameters
@@ -28,14 +60,21 @@ def assign_device(requested: str, worker: int, workers: int, gpus: int) -> str:
     gpus : int
         GPUs that this rank sees. One: a launcher has bound it already, so index 0 is right for every rank. More:
         workers that share a GPU go in blocks (0,0,1,1), which keeps neighbours in rank on one device.
+    gpus_expected : bool
+        The job has GPUs (see `job_has_gpus`), so that auto does not mean CPU.
 
     Raises
     ------
     UsageError
-        If a GPU is asked for and none is visible.
+        If a GPU is asked for, or the job has one, and none is visible.
     """
-    if requested == "cpu" or (requested == "auto" and gpus == 0):
+    if requested == "cpu" or (requested == "auto" and gpus == 0 and not gpus_expected):
         return "cpu"
+    if requested == "auto" and gpus == 0:
+        raise UsageError(
+            "the job has GPUs but torch sees none: a broken GPU or driver, or a CPU build of torch; check "
+            "`nvidia-smi` and `python -c 'import torch; print(torch.version.cuda)'`, or set execution.device=cpu"
+        )
     if requested.startswith("cuda:"):
         index = int(requested.removeprefix("cuda:"))
     else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 from driver.errors import UsageError
@@ -49,6 +50,11 @@ class Interrupts:
         """A signal has come."""
         return self._first is not None
 
+    @property
+    def seconds_since_request(self) -> float:
+        """0 before any."""
+        return 0.0 if self._first is None else time.monotonic() - self._first
+
     def request(self, name: str = "request") -> None:
         """Ask for a drain, unless one is asked for already."""
         if self._first is None:
@@ -69,10 +75,35 @@ class Interrupts:
         self.request(signal.Signals(number).name)
 
 
-def kill_process(pid: int) -> None:
-    """End a rank of this node that no longer answers; it may be gone already."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
+@contextlib.contextmanager
+def leaving_when_overdue(interrupts: Interrupts, seconds: float, leave: Callable[[int], None]) -> Iterator[None]:
+    """End this process when it is still in the block so long after a request to drain.
+
+    For a process that computes itself: what it computes may be unable to stop. Nothing committed is lost by leaving.
+
+    Parameters
+    ----------
+    interrupts : Interrupts
+    seconds : float
+        After the request.
+    leave : callable
+        Ends the process with an exit code.
+    """
+    through = threading.Event()
+
+    def watch() -> None:
+        while not through.wait(0.2):
+            if interrupts.requested and interrupts.seconds_since_request > seconds:
+                print(
+                    "latdyn: what runs cannot be interrupted and is left; run the same command again", file=sys.stderr
+                )
+                leave(75)
+
+    threading.Thread(target=watch, name="overdue", daemon=True).start()
+    try:
+        yield
+    finally:
+        through.set()
 
 
 def _number(name: str) -> int:

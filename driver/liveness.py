@@ -1,4 +1,8 @@
-"""Is a worker that says nothing still computing? Pure bookkeeping; the clock is an argument."""
+"""Is a worker that reports nothing still computing? Pure bookkeeping; the clock is an argument.
+
+Whether its process lives at all is another question, which its heartbeats answer (driver.transport). Here it is about a
+worker that lives and gets nowhere: a device that hangs, a deadlock.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,28 @@ class Silence:
     allowed_s: float
 
     def __str__(self) -> str:
-        return f"silent for {self.seconds:.0f} s, {self.allowed_s:.0f} s were allowed"
+        return f"no progress for {self.seconds:.0f} s, {self.allowed_s:.0f} s were allowed"
+
+
+class _Rate:
+    """Cost per second, from sums that grow."""
+
+    def __init__(self) -> None:
+        self.cost = self.seconds = 0.0
+
+    def add(self, cost: float, seconds: float) -> None:
+        self.cost += cost
+        self.seconds += seconds
+
+    @property
+    def value(self) -> float | None:
+        return self.cost / self.seconds if self.seconds > 0 else None
 
 
 class Liveness:
     """Measures what each worker does in a second, stage by stage, and from that how long it may be silent.
+
+    All methods but `silent` take the same time however many workers there are.
 
     Parameters
     ----------
@@ -36,30 +57,29 @@ class Liveness:
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._heard_s: dict[int, float] = {}
-        self._done: dict[int, dict[str, tuple[float, float]]] = {}
+        self._rates: dict[tuple[int, str], _Rate] = {}
+        self._pooled: dict[str, _Rate] = {}
 
     def heard(self, worker: int, now_s: float) -> None:
-        """A worker has said something, or has been given its first work after a pause."""
+        """A worker has got on with its work, or has been given its first work after a pause."""
         self._heard_s[worker] = now_s
 
     def measured(self, worker: int, stage: str, cost: float, seconds: float) -> None:
         """A worker has done tasks of a cost in a time."""
-        stages = self._done.setdefault(worker, {})
-        before = stages.get(stage, (0.0, 0.0))
-        stages[stage] = (before[0] + cost, before[1] + seconds)
+        self._rates.setdefault((worker, stage), _Rate()).add(cost, seconds)
+        self._pooled.setdefault(stage, _Rate()).add(cost, seconds)
 
     def forget(self, worker: int) -> None:
         """A worker is gone."""
         self._heard_s.pop(worker, None)
-        self._done.pop(worker, None)
 
     def speed(self, worker: int, stage: str) -> float | None:
-        """Cost per second of a worker; before it has done anything, that of the slowest other; None if nobody has."""
-        own = self._done.get(worker, {}).get(stage)
-        if own is not None and own[1] > 0:
-            return own[0] / own[1]
-        others = (stages[stage] for stages in self._done.values() if stage in stages)
-        return min((cost / seconds for cost, seconds in others if seconds > 0), default=None)
+        """Cost per second of a worker; before it has done anything, the mean of all; None if nobody has."""
+        own = self._rates.get((worker, stage))
+        if own is not None and own.value:
+            return own.value
+        pooled = self._pooled.get(stage)
+        return pooled.value if pooled else None
 
     def expected_s(self, worker: int, stage: str, cost: float) -> float:
         """Seconds that work of some cost should take; 0 while nobody has done any."""
@@ -78,7 +98,7 @@ class Liveness:
         Parameters
         ----------
         running : mapping
-            Worker -> stage and cost of the lease that it is running; workers without work are left out.
+            Worker -> stage and cost of what it is running; workers without work are left out.
         now_s : float
         """
         found = []

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from driver.archive.records import TaskFailure, TaskResult
 from driver.batch_size import BatchSize
 
 if TYPE_CHECKING:
     from driver.tasks import TaskInput
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Master -> worker, once: what there is to know before any work (`driver.run.Launch`)."""
+
+    launch: Any
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,11 @@ class Hello:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Worker -> master, instead of `Hello`: it cannot work (a model file is unusable, say); ends the run."""
+    """Worker -> master, instead of `Hello` or later: it cannot work (no GPU, a broken one). The others go on."""
 
     message: str
+    host: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,12 @@ class Drain:
 
 @dataclass(frozen=True)
 class Stop:
-    """Master -> worker: exit."""
+    """Master -> worker: say `Bye` and exit."""
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Master -> worker: it has been given up (it lives, but gets nowhere); end the process at once."""
 
 
 @dataclass(frozen=True)
@@ -96,23 +110,23 @@ class LeaseFailure:
 
 
 @dataclass(frozen=True)
+class Bye:
+    """Worker -> master, after `Stop`, its last message. `busy`: something that cannot be interrupted still runs."""
+
+    busy: bool = False
+
+
+@dataclass(frozen=True)
 class Beat:
-    """Worker -> master, now and then while a lease runs: it is alive."""
+    """Transport -> master: a worker that has nothing to report is getting on with its work."""
 
 
 @dataclass(frozen=True)
 class Gone:
-    """Transport -> master: the worker's process is dead, or cannot be reached."""
+    """Transport -> master: the worker's process is dead, or gives no sign of life."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Kill:
-    """Master -> worker: end a process of this node by SIGKILL, a rank that no longer answers."""
-
-    pid: int
-
-
-ToWorker = Work | Drain | Stop | Kill
-ToMaster = Hello | Refusal | Notice | Outcome | LeaseEnd | LeaseFailure | Beat | Gone
+ToWorker = Begin | Work | Drain | Stop | Leave
+ToMaster = Hello | Refusal | Notice | Outcome | LeaseEnd | LeaseFailure | Bye | Beat | Gone

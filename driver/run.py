@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,25 +23,25 @@ from pathlib import Path
 
 from driver import __version__
 from driver.archive.reader import open_archive
-from driver.archive.records import Header, ModelRecord, StorageError
+from driver.archive.records import ArchiveError, Header, ModelRecord, StorageError
 from driver.archive.sources import storage_error, storage_errors
 from driver.archive.writer import ArchiveWriter
 from driver.campaign import build_tasks
 from driver.config import Configuration, compose
-from driver.devices import assign_device, assign_threads
+from driver.devices import assign_device, assign_threads, job_has_gpus
 from driver.errors import InterruptedRunError, LatdynError, UsageError
-from driver.interrupts import Interrupts
+from driver.interrupts import Interrupts, leaving_when_overdue
 from driver.master import Master, Summary
 from driver.models import ModelFile, cache_folder, model_record, resolve
 from driver.progress import duration, log_to, make_progress
 from driver.scheduler import Counts, Scheduler
-from driver.settings import Settings, physics_of
+from driver.settings import ExecutionSettings, Settings, physics_of
 from driver.structures.materials import Materials, load_materials
 from driver.tasks import TaskSpec
 from driver.transport import (
     Handler,
     InProcessTransport,
-    MasterGoneError,
+    MasterTransport,
     MPIMaster,
     MPIWorker,
     World,
@@ -51,6 +52,9 @@ from driver.walltime import end_of_run_s
 from driver.worker import UnfitWorker, Worker, WorkerIdentity
 
 EXIT_DONE, EXIT_QUARANTINED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 75
+
+OVERDUE_S = 10.0
+"""Alone: how long after the grace a computation that cannot be interrupted may hold up the end."""
 
 log = logging.getLogger(__name__)
 
@@ -109,21 +113,55 @@ def run(overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool
         On rank 0, once the other ranks have been told to end.
     """
     with Interrupts() as early:  # a signal must not kill a rank that is still starting
-        world = connect()
+        world = connect(patience_s=patience_in(overrides))
         abort_on_error(world)
-        if world.rank > 0:
-            return _follow(world, early)
+        if world.alone:
+            return _run_alone(world, overrides, config_dir, early, debug=debug)
         try:
-            campaign = load_campaign(overrides, config_dir)
-            counts = _nothing_left(campaign)
-        except BaseException:
-            world.broadcast(None)
-            raise
-        if counts is not None:
-            world.broadcast(None)
-            print(f"{campaign.configuration.settings.name}: nothing left to do; {_described(counts, campaign)}")
-            return _exit_code(Summary(counts, "", 0.0), campaign)
-        return _lead(world, campaign, early, debug=debug)
+            code = _follow(world, early) if world.rank else _lead_others(world, overrides, config_dir, early, debug)
+        except (LatdynError, ArchiveError) as error:
+            code = exit_code_of(error)
+            if debug:
+                traceback.print_exception(error)
+            print(f"latdyn: {error}", file=sys.stderr, flush=True)
+        world.end(code)
+        return code
+
+
+def patience_in(overrides: Sequence[str]) -> float:
+    """Return what the overrides say of `execution.patience_s`: ranks wait for each other before they are configured."""
+    for override in reversed(overrides):
+        name, _, value = override.lstrip("+").partition("=")
+        if name == "execution.patience_s":
+            with contextlib.suppress(ValueError):
+                return max(float(value), 1.0)
+    return ExecutionSettings().patience_s
+
+
+def _run_alone(
+    world: World, overrides: Sequence[str], config_dir: Path | None, early: Interrupts, *, debug: bool
+) -> int:
+    campaign = load_campaign(overrides, config_dir)
+    done = _nothing_left(campaign)
+    return _say_nothing_is_left(campaign, done) if done else _lead(world, None, campaign, early, debug=debug)
+
+
+def _lead_others(
+    world: World, overrides: Sequence[str], config_dir: Path | None, early: Interrupts, debug: bool
+) -> int:
+    """Be rank 0; whatever happens, the archive is closed and the other ranks have been told to end on return."""
+    port = MPIMaster(world)
+    try:
+        campaign = load_campaign(overrides, config_dir)
+        done = _nothing_left(campaign)
+        return _say_nothing_is_left(campaign, done) if done else _lead(world, port, campaign, early, debug=debug)
+    finally:
+        port.part()
+
+
+def _say_nothing_is_left(campaign: Campaign, counts: Counts) -> int:
+    print(f"{campaign.configuration.settings.name}: nothing left to do; {_described(counts, campaign)}")
+    return _exit_code(Summary(counts, "", 0.0), campaign)
 
 
 def load_campaign(overrides: Sequence[str], config_dir: Path | None = None) -> Campaign:
@@ -169,23 +207,24 @@ def _refuse_other_physics(campaign: Campaign, header: Header) -> None:
         )
 
 
-def _lead(world: World, campaign: Campaign, early: Interrupts, *, debug: bool) -> int:
+def _lead(world: World, port: MPIMaster | None, campaign: Campaign, early: Interrupts, *, debug: bool) -> int:
     """Be the master (and, alone, the worker as well)."""
     settings = campaign.configuration.settings
     execution = settings.execution
     end_s = end_of_run_s(execution.walltime, os.environ)
     launch = Launch(settings, campaign.models)
     with Interrupts(execution.signals, early) as interrupts, contextlib.ExitStack() as stack:
-        try:  # all that can go wrong, before the other ranks begin
-            writer = stack.enter_context(_open(campaign))
-            writer.leave = world.leave
-            log_to(settings.folder / "driver.log", debug=debug)
-            scheduler = _scheduler(campaign, writer, max(1, world.size - 1))
-        except BaseException:
-            world.broadcast(None)
-            raise
-        world.broadcast(launch)
-        transport = _serial_transport(world, launch, interrupts) if world.alone else MPIMaster(world.comm)
+        writer = stack.enter_context(_open(campaign))
+        writer.leave = world.leave
+        log_to(settings.folder / "driver.log", debug=debug)
+        scheduler = _scheduler(campaign, writer, max(1, world.size - 1))
+        transport: MasterTransport
+        if port is None:
+            transport = _serial_transport(world, launch, interrupts)
+            stack.enter_context(leaving_when_overdue(interrupts, execution.grace_s + OVERDUE_S, world.leave))
+        else:
+            port.begin(launch, execution.patience_s)
+            transport = port
         log.info("campaign %s: %s", settings.name, _described(scheduler.counts, campaign))
         progress = make_progress(scheduler.remaining_cost())
         stack.callback(progress.close)
@@ -259,20 +298,19 @@ def _serial_transport(world: World, launch: Launch, interrupts: Interrupts) -> I
 
 
 def _follow(world: World, early: Interrupts) -> int:
-    """Be a worker until told to stop, or until the master is gone."""
-    launch = world.broadcast(None)
+    """Be a worker until told to stop; a worker whose master is lost ends by itself."""
+    port = MPIWorker(world)
+    launch = port.launch()
     if launch is None:
         return EXIT_DONE
+    port.set_patience(launch.settings.execution.patience_s)
     with Interrupts(launch.settings.execution.signals, early) as interrupts:
-        port = MPIWorker(world.comm)
+        worker: Handler
         try:
-            worker: Handler = _worker(world, launch, port, interrupts)
-        except LatdynError as error:
-            worker = UnfitWorker(str(error))
-        try:
-            port.serve(worker)
-        except MasterGoneError:
-            return EXIT_INTERRUPTED
+            worker = _worker(world, launch, port, interrupts)
+        except Exception as error:  # whatever is the matter on this node, the others go on
+            worker = UnfitWorker(world.host, error)
+        port.serve(worker)
     return EXIT_DONE
 
 
@@ -286,7 +324,13 @@ def _worker(world: World, launch: Launch, port: InProcessTransport | MPIWorker, 
         from driver.stages.dispatch import EngineRunner, visible_gpus
 
     execution = launch.settings.execution
-    device = assign_device(execution.device, world.local_worker, world.local_workers, visible_gpus())
+    device = assign_device(
+        execution.device,
+        world.local_worker,
+        world.local_workers,
+        visible_gpus(),
+        gpus_expected=job_has_gpus(os.environ),
+    )
     runner = EngineRunner(device, assign_threads(execution.threads, world.core_sharers), launch.settings)
     capacity = execution.capacity_atoms or default_capacity_atoms(device)
     identity = WorkerIdentity(world.rank, world.host, device, capacity, fixed=execution.capacity_atoms is not None)

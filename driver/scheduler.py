@@ -2,7 +2,9 @@
 
 Longest first: a task's priority is the cost of its trajectory that is still to be done, so the chains that would end
 last start first. A worker stays with its model while that model has work. Leases shrink as the work runs out, so that
-all workers end at about the same time. A failed lease is split until the culprit stands alone.
+all workers end at about the same time. A failed lease is split until the culprit stands alone, and a task that failed
+is tried again by another worker. A decision costs O(log n) in the number of tasks and nothing in the number of workers:
+those with a free place wait in queues.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import heapq
 import itertools
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from driver.archive.records import TaskKey, TaskState
@@ -51,6 +53,7 @@ class _Worker:
     measured: dict[str, BatchSize] = field(default_factory=dict)
     model: str = ""
     leases: set[int] = field(default_factory=set)
+    held: bool = False
 
 
 class Scheduler:
@@ -99,6 +102,11 @@ class Scheduler:
         self._ids = itertools.count(1)
         self._draining = False
         self._apart: deque[tuple[TaskKey, ...]] = deque()
+        self._failed_on: dict[TaskKey, set[int]] = defaultdict(set)
+        # Workers by the number of leases that they hold, those first that have waited longest (dicts keep an order).
+        self._holding: list[dict[int, None]] = [{} for _ in range(leases_in_flight)]
+        self._parked: dict[int, None] = {}
+        """Workers that could be given nothing of what is ready; looked at again when something changes."""
         self._ready: dict[str, dict[str, list[tuple[float, int, TaskKey]]]] = defaultdict(lambda: defaultdict(list))
         self._ready_atoms: dict[tuple[str, str], float] = defaultdict(float)
         self._ready_tasks = 0
@@ -125,6 +133,7 @@ class Scheduler:
     def add_worker(self, worker: int, capacity: BatchSize) -> None:
         """A worker is there; `capacity` is what it takes in a batch of a model before it has measured any of it."""
         self._workers[worker] = _Worker(capacity)
+        self._holding[0][worker] = None
 
     def lose_worker(self, worker: int) -> tuple[TaskKey, ...]:
         """A worker is gone: its unfinished tasks go back in the queue.
@@ -146,16 +155,35 @@ class Scheduler:
             self._deaths.setdefault(key, 0)
             if len(suspects) > 1:
                 self._deaths[key] += 1
-                self._apart.append((key,))
+                self._set_apart((key,))
+        self._leave_queues(worker)
         del self._workers[worker]
+        self._unpark_all()
         return suspects
 
+    def remove_worker(self, worker: int) -> None:
+        """A worker is taken out, through no fault of its tasks: the unfinished ones go back in the queue."""
+        for lease_id in sorted(self._workers[worker].leases):
+            self._return(lease_id)
+        self._leave_queues(worker)
+        del self._workers[worker]
+        self._unpark_all()
+
+    def hold(self, worker: int, *, held: bool) -> None:
+        """Hand a worker nothing more, or again."""
+        self._workers[worker].held = held
+        self._queue(worker)
+
     @property
-    def workers(self) -> tuple[int, ...]:
+    def workers(self) -> Set[int]:
         """Workers that are there."""
-        return tuple(self._workers)
+        return self._workers.keys()
 
     # -- events ---------------------------------------------------------------------------------------------------
+
+    def report(self, key: TaskKey) -> None:
+        """A task's outcome is known but not committed yet: `finish` or `fail` follows, its lease may end before."""
+        self._close(key)
 
     def finish(self, key: TaskKey) -> None:
         """A task is committed. What waited for it alone becomes ready."""
@@ -169,25 +197,39 @@ class Scheduler:
             if self._missing[dependent] == 0 and not self._settled(dependent):
                 self._push(dependent)
 
-    def fail(self, key: TaskKey, *, permanent: bool = False) -> bool:
-        """An attempt at a task failed. Return whether the task is quarantined with it."""
+    def fail(self, key: TaskKey, *, permanent: bool = False, worker: int | None = None) -> bool:
+        """An attempt at a task failed. Return whether the task is quarantined with it.
+
+        If it is not, the next attempt is another worker's, where there is one.
+        """
         self._close(key)
-        quarantine = self.would_quarantine(key, permanent=permanent)
+        quarantine = self.would_quarantine(key, permanent=permanent, worker=worker)
         self._attempts[key] = self._attempts.get(key, 0) + 1
+        if worker is not None:
+            self._failed_on[key].add(worker)
         if quarantine:
             self._quarantined.add(key)
             self._left_cost -= self._specs[key].cost
             self._block_dependents(key)
             return True
-        if key in self._deaths:
-            self._apart.append((key,))
+        if key in self._deaths or key in self._failed_on:
+            self._set_apart((key,))
         else:
             self._push(key)
         return False
 
-    def would_quarantine(self, key: TaskKey, *, permanent: bool = False) -> bool:
-        """Whether one more failed attempt makes the task one to give up."""
-        return permanent or self.next_attempt(key) + self._deaths.get(key, 0) >= self._max_attempts
+    def would_quarantine(self, key: TaskKey, *, permanent: bool = False, worker: int | None = None) -> bool:
+        """Whether one more failed attempt, by `worker`, makes the task one to give up.
+
+        Failures on one worker alone may be that worker's fault: while there are others, one of them must have failed
+        too.
+        """
+        if permanent:
+            return True
+        if self.next_attempt(key) + self._deaths.get(key, 0) < self._max_attempts:
+            return False
+        others = worker is None or bool(self._failed_on.get(key, set()) - {worker}) or key in self._deaths
+        return others or len(self._workers.keys() - {worker}) == 0
 
     def next_attempt(self, key: TaskKey) -> int:
         """Number that the next (or running) attempt at a task has."""
@@ -212,7 +254,9 @@ class Scheduler:
         if len(tasks) == 1:
             return tasks[0]
         middle = (len(tasks) + 1) // 2
-        self._apart.extend(half for half in (tasks[:middle], tasks[middle:]) if half)
+        for half in (tasks[:middle], tasks[middle:]):
+            if half:
+                self._set_apart(half)
         return None
 
     def drain(self) -> None:
@@ -234,26 +278,32 @@ class Scheduler:
             (worker, task) -> how long it should take; what would not be done in time is not handed out.
         """
         leases: list[Lease] = []
-        if self._draining:
-            return leases
-        for depth in range(1, self._leases_in_flight + 1):
-            for worker in self._workers:
+        for depth, waiting in enumerate(self._holding):
+            while waiting and self._anything_ready() and not self._draining:
                 # A lease that waits behind another is for keeping workers busy, not for hoarding the last tasks.
-                if depth > 1 and self._ready_tasks < len(self._workers):
+                if depth and self._ready_tasks < len(self._workers):
                     return leases
-                if len(self._workers[worker].leases) < depth:
-                    lease = self._next_lease(worker, left_s, expected_s)
-                    if lease is not None:
-                        leases.append(lease)
+                worker = next(iter(waiting))
+                lease = self._next_lease(worker, left_s, expected_s)
+                if lease is None:
+                    del waiting[worker]
+                    self._parked[worker] = None
+                else:
+                    leases.append(lease)
         return leases
+
+    def _anything_ready(self) -> bool:
+        return self._ready_tasks > 0 or bool(self._apart)
 
     def _next_lease(self, worker: int, left_s: float, expected_s: Callable[[int, TaskKey], float]) -> Lease | None:
         in_flight = (key for lease in self._workers[worker].leases for key in self._open[lease])
         left_s -= sum(expected_s(worker, key) for key in in_flight)
-        if self._apart:
-            if sum(expected_s(worker, key) for key in self._apart[0]) > left_s:
-                return None
-            return self._hand_out(worker, self._apart.popleft())
+        for index, tasks in enumerate(self._apart):
+            if self._may_try(worker, tasks):
+                if sum(expected_s(worker, key) for key in tasks) > left_s:
+                    return None
+                del self._apart[index]
+                return self._hand_out(worker, tasks)
         model = self._choose_model(worker)
         if model is None:
             return None
@@ -261,6 +311,13 @@ class Scheduler:
         stage = min((s for s in stages if stages[s]), key=lambda s: stages[s][0])
         tasks = self._fill(worker, model, stage, left_s, expected_s)
         return self._hand_out(worker, tasks) if tasks else None
+
+    def _may_try(self, worker: int, tasks: Sequence[TaskKey]) -> bool:
+        """Whether a worker may have another go at tasks: not if they failed there and another worker could."""
+        failed_on = self._failed_on.get(tasks[0])
+        if len(tasks) > 1 or not failed_on or worker not in failed_on:
+            return True
+        return self._workers.keys() <= failed_on
 
     def _choose_model(self, worker: int) -> str | None:
         longest = {
@@ -304,7 +361,7 @@ class Scheduler:
         self._leases[lease.id] = lease
         self._open[lease.id] = set(tasks)
         self._lease_of_task.update(dict.fromkeys(tasks, lease.id))
-        self._workers[worker].leases.add(lease.id)
+        self._change_leases(worker, lambda leases: leases.add(lease.id))
         self._workers[worker].model = lease.model
         return lease
 
@@ -353,6 +410,33 @@ class Scheduler:
         heapq.heappush(self._ready[key.model][key.stage], (-self._remaining[key], self._order[key], key))
         self._ready_atoms[key.model, key.stage] += self._specs[key].size.atoms
         self._ready_tasks += 1
+        if self._parked:  # one of them may take it; which one is no matter
+            self._queue(next(iter(self._parked)))
+
+    def _set_apart(self, tasks: tuple[TaskKey, ...]) -> None:
+        """Queue tasks as a lease of their own."""
+        self._apart.append(tasks)
+        self._unpark_all()
+
+    def _unpark_all(self) -> None:
+        for worker in tuple(self._parked):
+            self._queue(worker)
+
+    def _change_leases(self, worker: int, change: Callable[[set[int]], None]) -> None:
+        change(self._workers[worker].leases)
+        self._queue(worker)
+
+    def _queue(self, worker: int) -> None:
+        """Put a worker at the end of the queue of those that hold as many leases."""
+        self._leave_queues(worker)
+        leases = len(self._workers[worker].leases)
+        if leases < len(self._holding) and not self._workers[worker].held:
+            self._holding[leases][worker] = None
+
+    def _leave_queues(self, worker: int) -> None:
+        self._parked.pop(worker, None)
+        for waiting in self._holding:
+            waiting.pop(worker, None)
 
     def _settled(self, key: TaskKey) -> bool:
         return key in self._done or key in self._quarantined or key in self._blocked
@@ -379,7 +463,7 @@ class Scheduler:
         lease = self._leases.pop(lease_id, None)
         self._open.pop(lease_id, None)
         if lease is not None and lease.worker in self._workers:
-            self._workers[lease.worker].leases.discard(lease_id)
+            self._change_leases(lease.worker, lambda leases: leases.discard(lease_id))
 
     def _block_dependents(self, key: TaskKey) -> None:
         for dependent in self._block(key):

@@ -245,7 +245,8 @@ class ExecutionSettings:
     walltime : str or None
         Length of the run (`HH:MM:SS` or seconds); None: what Slurm says, if it runs this job.
     patience_s : float
-        A worker that is silent for this much longer than its own speed explains is given up.
+        A rank that gives no sign of life for so long is lost, and one that computes without getting on for this much
+        longer than its own speed explains.
     """
 
     device: str = "auto"
@@ -257,7 +258,7 @@ class ExecutionSettings:
     grace_s: float = 20.0
     commit_every_s: float = 1.0
     walltime: str | None = None
-    patience_s: float = 600.0
+    patience_s: float = 300.0
 
     def __post_init__(self) -> None:
         _require(

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from driver.archive.reader import ArchiveView, open_archive
-from driver.archive.records import STAGES
+from driver.archive.records import STAGES, LostWorker
 from driver.progress import duration
 
-_SHOWN_FAILURES = 10
+_SHOWN_FAILURES, _SHOWN_LOST = 10, 5
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class CampaignStatus:
         Seconds since the last task was committed.
     failures : tuple of str
         The newest quarantined tasks with their messages.
+    lost_workers : tuple of str
+        The newest workers that runs went on without, with the reasons.
     size_bytes : int
     """
 
@@ -54,6 +56,7 @@ class CampaignStatus:
     stages: tuple[StageStatus, ...]
     last_commit_s: float | None
     failures: tuple[str, ...]
+    lost_workers: tuple[str, ...]
     size_bytes: int
 
 
@@ -80,8 +83,14 @@ def campaign_status(view: ArchiveView, now_s: float) -> CampaignStatus:
         stages=tuple(StageStatus(m, s, **counts[m, s], seconds=seconds.get((m, s), 0.0)) for m, s in order),
         last_commit_s=now_s - float(finished.max()) if len(finished) else None,
         failures=tuple(text for key, text in failures.items() if key in quarantined)[-_SHOWN_FAILURES:],
+        lost_workers=tuple(_lost(worker, now_s) for worker in view.lost_workers()[-_SHOWN_LOST:]),
         size_bytes=view.path.stat().st_size,
     )
+
+
+def _lost(worker: LostWorker, now_s: float) -> str:
+    where = " ".join(filter(None, (worker.host, worker.device)))
+    return f"rank {worker.rank} on {where} lost {duration(now_s - worker.time_s)} ago: {worker.reason}"
 
 
 def _render(status: CampaignStatus) -> RenderableType:
@@ -96,7 +105,7 @@ def _render(status: CampaignStatus) -> RenderableType:
         head += f", {status.refused} materials refused"
     if status.last_commit_s is not None:
         head += f", last commit {duration(status.last_commit_s)} ago"
-    return Group(Text(head, style="bold"), table, *(Text(line, style="yellow") for line in status.failures))
+    return Group(Text(head, style="bold"), table, *(Text(line, style="yellow") for line in (*status.failures, *status.lost_workers)))
 
 
 def print_status(archive: Path, *, watch: bool, every_s: float = 2.0) -> int:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 from driver.archive.records import TaskFailure, TaskResult
 from driver.batch_size import BatchSize, BatchSizer, Memory
 from driver.errors import LatdynError
-from driver.interrupts import Interrupts, kill_process
+from driver.interrupts import Interrupts
 from driver.messages import (
     Drain,
     Hello,
-    Kill,
     LeaseEnd,
     LeaseFailure,
     Notice,
@@ -41,8 +40,11 @@ SIZED_STAGE = "dynamics"
 class StageRunner(Protocol):
     """Runs the tasks of a lease: the seam between a worker and the numerical core (see `driver.stages.dispatch`)."""
 
-    def check(self, models: Iterable[ModelFile]) -> Iterator[str]:
-        """Make ready for models, yielding what the user should know; raise if one cannot be used."""
+    def check(self, models: Iterable[ModelFile], stop: Callable[[], bool]) -> Iterator[str]:
+        """Make ready for models, yielding what the user should know; raise if one cannot be used.
+
+        May end early once `stop()` is true.
+        """
         ...
 
     def run(
@@ -63,6 +65,10 @@ class StageRunner(Protocol):
         """Return whether `error` says that memory ran out, having freed what can be freed."""
         ...
 
+    def defect(self) -> str:
+        """Return why the device cannot be used any more; "" if it can."""
+        ...
+
 
 @dataclass(frozen=True)
 class WorkerIdentity:
@@ -78,12 +84,13 @@ class WorkerIdentity:
 class UnfitWorker:
     """Stands in for a worker that could not be set up, so that the master hears why."""
 
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
+    def __init__(self, host: str, error: Exception) -> None:
+        self._host = host
+        self._reason = _described(error)
 
     def start(self) -> Iterator[ToMaster]:
         """Say why there is no worker."""
-        yield Refusal(self._reason)
+        yield Refusal(self._reason, self._host)
 
     def handle(self, message: ToWorker) -> Iterator[ToMaster]:
         """Do nothing."""
@@ -128,9 +135,11 @@ class Worker:
     def start(self) -> Iterator[ToMaster]:
         """Load the models, then introduce itself."""
         try:
-            yield from map(Notice, self._runner.check(self._models.values()))
+            yield from map(Notice, self._runner.check(self._models.values(), self._must_stop))
         except Exception as error:
-            yield Refusal(str(error) if isinstance(error, LatdynError) else f"{type(error).__name__}: {error}")
+            yield self._refusal(_described(error))
+            return
+        if self._must_stop():
             return
         yield Hello(self._identity.host, os.getpid(), self._identity.device, BatchSize(self._identity.capacity_atoms))
 
@@ -138,10 +147,11 @@ class Worker:
         """Deal with one message."""
         if isinstance(message, Drain):
             self._drain(message.grace_s)
-        elif isinstance(message, Kill):
-            kill_process(message.pid)
         elif isinstance(message, Work):
             yield from self._run(message)
+
+    def _refusal(self, reason: str) -> Refusal:
+        return Refusal(reason, self._identity.host, self._identity.device)
 
     def _run(self, work: Work) -> Iterator[ToMaster]:
         started = time.perf_counter()
@@ -156,6 +166,9 @@ class Worker:
         try:
             for outcome in self._runner.run(work.stage, work.inputs, self._models[work.model], self._must_stop):
                 now = time.perf_counter()
+                if self._blames_device(outcome) and (defect := self._runner.defect()):
+                    yield self._refusal(defect)
+                    return
                 batched = work.stage in BATCHED_STAGES
                 yield Outcome(work.lease_id, outcome, (now - started) * shares[outcome.key] if batched else now - last)
                 last = now
@@ -163,7 +176,9 @@ class Worker:
                 if self._must_stop():
                     break
         except Exception as error:
-            yield self._lease_failure(work, error, time.perf_counter() - started)
+            failure = self._lease_failure(work, error, time.perf_counter() - started)
+            defect = "" if failure.out_of_memory else self._runner.defect()
+            yield self._refusal(f"{defect} (after {_described(error)})") if defect else failure
         else:
             if work.stage == SIZED_STAGE and results == len(work.inputs):
                 self._sizers[work.model].fitted(work.size, time.perf_counter() - started, self._runner.memory())
@@ -184,17 +199,21 @@ class Worker:
             self._sizers[work.model].capacity,
         )
 
+    @staticmethod
+    def _blames_device(outcome: TaskResult | TaskFailure) -> bool:
+        """Whether an outcome may be the fault of the device rather than of the task."""
+        return isinstance(outcome, TaskFailure) and not outcome.permanent
+
     def _drain(self, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
 
     def _look_for_drain(self) -> None:
+        waiting = self._pending()  # asked each time: it shows the others that this worker gets on
         if self._deadline is None:
-            for message in self._pending():
+            for message in waiting:
                 if isinstance(message, Drain):
                     self._drain(message.grace_s)
-                elif isinstance(message, Kill):
-                    kill_process(message.pid)
                 elif isinstance(message, Stop):  # the master has ended without waiting for what runs here
                     self._drain(0.0)
             if self._interrupts.requested:
@@ -204,3 +223,11 @@ class Worker:
         """Whether to leave what runs: the grace after a request to drain is over."""
         self._look_for_drain()
         return self._interrupts.urgent or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+
+def _described(error: Exception) -> str:
+    """Say in one line what went wrong in setting a worker up."""
+    if isinstance(error, LatdynError):
+        return str(error)
+    first, *_ = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {first}"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from h5py import h5a, h5d, h5g, h5o, h5p, h5s, h5t
 
 from driver.archive.records import ArchiveError, Array, Structure
-from driver.archive.schema import ROWS_PER_CHUNK, TABLES, TEXT
+from driver.archive.schema import ROWS_PER_CHUNK, TABLES, TABLES_SINCE_1_1, TEXT
 
 SEGMENT_ROWS = "segment_rows"
 """Attribute of an appended dataset: rows per segment, so that segment s stands in rows [s r, (s + 1) r)."""
@@ -72,6 +72,8 @@ def table_length(h5: h5py.File, table: str) -> int:
 
 def append_rows(h5: h5py.File, table: str, rows: npt.NDArray[Any]) -> None:
     """Append rows to a table."""
+    if table in TABLES_SINCE_1_1 and table not in h5["tables"]:
+        create_table(h5["tables"], table)
     dataset = h5d.open(h5.id, f"tables/{table}".encode())
     first = dataset.shape[0]
     dataset.set_extent((first + len(rows),))

@@ -20,6 +20,7 @@ from driver.archive.records import (
     STAGES,
     ArchiveError,
     Header,
+    LostWorker,
     MaterialRecord,
     ModelRecord,
     RefusedMaterial,
@@ -32,6 +33,7 @@ from driver.archive.schema import (
     ROW_CHECKSUM,
     STATUS,
     TABLES,
+    TABLES_SINCE_1_1,
     data_checksum,
     group_path,
     header_checksum,
@@ -182,7 +184,7 @@ class ArchiveView:
     @_consistent
     def rows(self, name: str) -> npt.NDArray[Any]:
         """Return a table as it is stored: a structured array, materials and models as row numbers."""
-        return np.asarray(self._source.h5[f"tables/{name}"][()])
+        return self._rows(name)
 
     @_consistent
     def checksum(self, key: TaskKey, scalars: bytes) -> str:
@@ -223,6 +225,13 @@ class ArchiveView:
             FailureRow(TaskKey(material, model, stage, int(segment)), *values)
             for (material, model, stage, segment), values in zip(keys, rest, strict=True)
         ]
+
+    @_consistent
+    def lost_workers(self) -> list[LostWorker]:
+        """Workers that runs went on without, in the order in which they were lost."""
+        columns = self._columns("lost_workers")
+        names = [field.name for field in fields(LostWorker)]
+        return [LostWorker(*row) for row in zip(*(columns[name].tolist() for name in names), strict=True)]
 
     @_consistent
     def has(self, material: str, model: str, stage: str, path: str = "") -> bool:
@@ -306,13 +315,19 @@ class ArchiveView:
     def _keys(self, table: str) -> list[str]:
         return [key.decode() for key in self._source.h5[f"tables/{table}"].fields("key")[()]]
 
+    def _rows(self, name: str) -> npt.NDArray[Any]:
+        if name in TABLES_SINCE_1_1 and name not in self._source.h5["tables"]:
+            return np.empty(0, TABLES[name])
+        return np.asarray(self._source.h5[f"tables/{name}"][()])
+
     def _columns(self, name: str) -> Columns:
         if name not in TABLES:
             raise ArchiveError(f"the archive has no table {name!r}: it has {', '.join(TABLES)}")
-        rows = self._source.h5[f"tables/{name}"][()]
-        if "material" in rows.dtype.names:
+        rows = self._rows(name)
+        stored = rows.dtype.names or ()
+        if "material" in stored:
             rows = rows[intact_rows(rows)]
-        names = [column for column in rows.dtype.names if column != ROW_CHECKSUM]
+        names = [column for column in stored if column != ROW_CHECKSUM]
         columns = {column: _decoded(rows[column], rows.dtype[column]) for column in names}
         if "material" in columns:
             for table in ("materials", "models"):

@@ -203,6 +203,27 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class LostWorker:
+    """A worker that a run went on without.
+
+    Attributes
+    ----------
+    rank : int
+    host, device : str
+        "" where it had not said.
+    reason : str
+    time_s : float
+        Since the epoch.
+    """
+
+    rank: int
+    host: str
+    device: str
+    reason: str
+    time_s: float
+
+
+@dataclass(frozen=True)
 class Header:
     """Identity of an archive: `config_yaml` is the composed configuration, `physics` the flattened settings that
     results depend on (name -> JSON text), `versions` software names -> versions."""

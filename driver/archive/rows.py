@@ -14,6 +14,7 @@ from driver.archive.records import (
     STAGES,
     ArchiveError,
     Attempt,
+    LostWorker,
     MaterialRecord,
     ModelRecord,
     TaskFailure,
@@ -51,6 +52,11 @@ def model_row(record: ModelRecord) -> Row:
     """Row of `/tables/models`."""
     safe_key(record.key, "model")
     return tuple(_text(value) for value in model_fields(record))
+
+
+def lost_worker_row(worker: LostWorker) -> Row:
+    """Row of `/tables/lost_workers`."""
+    return (worker.time_s, worker.rank, _text(worker.host), _text(worker.device), _text(worker.reason))
 
 
 def task_row(attempt: Attempt, checksum: str, material: int, model: int) -> Row:

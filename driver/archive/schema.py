@@ -15,7 +15,7 @@ import numpy.typing as npt
 from driver.archive.records import STAGES, ArchiveError, Header, ModelRecord, Structure
 
 FORMAT = "latdyn archive"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 """A newer minor version adds columns or groups that an older reader need not know; a newer major one is refused."""
 
 STATUS = {"done": 0, "failed": 1, "quarantined": 2, "requeued": 3}
@@ -91,6 +91,9 @@ TABLES: Mapping[str, np.dtype[Any]] = {
             *_END,
         ]
     ),
+    "lost_workers": np.dtype(
+        [("time_s", "<f8"), ("rank", "<i4"), ("host", TEXT), ("device", TEXT), ("reason", TEXT), *_END]
+    ),
     "relax": np.dtype(
         [
             *_ROW,
@@ -136,6 +139,9 @@ TABLES: Mapping[str, np.dtype[Any]] = {
 }
 """Compound types of the tables below `/tables`. `material` and `model` in them are rows of `/tables/materials` and
 `/tables/models`; `task` is a row of `/tables/tasks`."""
+
+TABLES_SINCE_1_1 = frozenset({"lost_workers"})
+"""Tables that archives of format 1.0 lack: empty to readers, made when there is a row to write."""
 
 ROWS_PER_CHUNK = 1024
 

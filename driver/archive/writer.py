@@ -20,6 +20,7 @@ from driver.archive.records import (
     ArchiveError,
     Attempt,
     Header,
+    LostWorker,
     MaterialRecord,
     ModelRecord,
     RefusedMaterial,
@@ -28,7 +29,16 @@ from driver.archive.records import (
     TaskState,
 )
 from driver.archive.results import check_result, write_result
-from driver.archive.rows import failure_row, material_row, model_row, requeued_row, scalar_row, task_row, to_rows
+from driver.archive.rows import (
+    failure_row,
+    lost_worker_row,
+    material_row,
+    model_row,
+    requeued_row,
+    scalar_row,
+    task_row,
+    to_rows,
+)
 from driver.archive.schema import header_checksum, structure_checksum
 from driver.archive.sources import check_format, clear_errors, storage_error, storage_errors
 from driver.archive.storage import Storage
@@ -219,6 +229,11 @@ class ArchiveWriter:
                 self._store(kept)
             self._states.update(states)
         return len(kept)
+
+    def note_lost_worker(self, worker: LostWorker) -> None:
+        """Enter a worker that the run goes on without."""
+        with self.transaction():
+            append_rows(self.h5, "lost_workers", to_rows("lost_workers", [lost_worker_row(worker)]))
 
     def requeue_quarantined(self) -> list[TaskKey]:
         """Give all quarantined tasks their attempts back; return them."""

@@ -43,7 +43,7 @@ class EngineRunner:
         self._meter = MemoryMeter(device)
         self._settings = settings
 
-    def check(self, models: Iterable[ModelFile]) -> Iterator[str]:
+    def check(self, models: Iterable[ModelFile], stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Load and prepare every model, so that an unusable one is found before any task runs.
 
         Yields
@@ -57,6 +57,8 @@ class EngineRunner:
             Naming the file, or the heads that it has.
         """
         for model in models:
+            if stop():
+                return
             self._engine.check(model)
             precisions = {"displace": self._settings.displace.dtype, "dynamics": self._settings.dynamics.dtype}
             for stage, dtype in precisions.items():
@@ -73,9 +75,9 @@ class EngineRunner:
         settings, engine = self._settings, self._engine
         self._meter.start()
         if stage == "relax":
-            return relax(inputs, model, engine, settings.relax)
+            return relax(inputs, model, engine, settings.relax, stop=stop)
         if stage == "displace":
-            return displace(inputs, model, engine, settings.supercell, settings.displace)
+            return displace(inputs, model, engine, settings.supercell, settings.displace, stop=stop)
         if stage == "dynamics":
             return dynamics(inputs, model, engine, settings.supercell, settings.dynamics, seed=settings.seed, stop=stop)
         raise ValueError(f"no stage {stage!r}")
@@ -94,3 +96,13 @@ class EngineRunner:
             return False
         torch.cuda.empty_cache()
         return True
+
+    def defect(self) -> str:
+        """Return why the device computes no more; "" if it does. After some errors a GPU's process is lost for good."""
+        if self._engine.device.type != "cuda":
+            return ""
+        try:
+            working = float(torch.ones(64, device=self._engine.device).sum()) == 64.0
+        except (RuntimeError, AssertionError) as error:
+            return f"{self._engine.device} is broken: {str(error).splitlines()[0]}"
+        return "" if working else f"{self._engine.device} computes wrong sums"

@@ -5,8 +5,9 @@ The displaced cells of a material, and those of other materials as far as the me
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,6 +61,8 @@ def displace(
     engine: Engine,
     supercell: SupercellSettings,
     settings: DisplaceSettings,
+    *,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TaskResult | TaskFailure]:
     """Compute displacement forces and force constants.
 
@@ -71,6 +74,9 @@ def displace(
     engine : Engine
     supercell : SupercellSettings
     settings : DisplaceSettings
+    stop : callable
+        Asked between materials and between batches; once it returns True, the stage ends and yields nothing for
+        unfinished tasks.
 
     Yields
     ------
@@ -86,6 +92,8 @@ def displace(
     yield from failures
     prepared: list[_Cells] = []
     for task in usable:
+        if stop():
+            return
         try:
             prepared.append(_displaced_cells(task, supercell, settings))
         except Exception as error:
@@ -94,9 +102,11 @@ def displace(
     sizer = engine.batch_sizer(model, settings.dtype)
     for members in together(choices):
         structures = [s for index in members for s in prepared[index].structures]
-        evaluated = _evaluate(structures, choices[members[0]].evaluator, sizer)
+        evaluated = _evaluate(structures, choices[members[0]].evaluator, sizer, stop)
         for index in members:
-            own = [next(evaluated) for _ in prepared[index].structures]
+            own = list(itertools.islice(evaluated, len(prepared[index].structures)))
+            if len(own) < len(prepared[index].structures) or stop():
+                return
             yield attempted(prepared[index].key, partial(_result, prepared[index], own, choices[index], settings))
 
 
@@ -114,12 +124,12 @@ def _displaced_cells(task: TaskInput, supercell: SupercellSettings, settings: Di
 
 
 def _evaluate(
-    structures: Sequence[Structure], evaluator: Evaluator, sizer: BatchSizer
+    structures: Sequence[Structure], evaluator: Evaluator, sizer: BatchSizer, stop: Callable[[], bool]
 ) -> Iterator[tuple[float, FloatArray]]:
-    """Yield energy in eV and forces (n, 3) in eV/angstrom of each structure, many evaluated at once."""
+    """Yield energy in eV and forces (n, 3) in eV/angstrom of each structure, many evaluated at once; end if told to."""
     meter = MemoryMeter(evaluator.device)
     done = 0
-    while done < len(structures):
+    while done < len(structures) and not stop():
         count, size = _fitting(structures[done:], sizer.capacity)
         began = time.perf_counter()
         meter.start()

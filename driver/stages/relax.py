@@ -31,7 +31,12 @@ VOLUME_RATIOS = (0.5, 2.0)
 
 
 def relax(
-    inputs: Sequence[TaskInput], model: ModelFile, engine: Engine, settings: RelaxSettings
+    inputs: Sequence[TaskInput],
+    model: ModelFile,
+    engine: Engine,
+    settings: RelaxSettings,
+    *,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TaskResult | TaskFailure]:
     """Relax structures one after the other.
 
@@ -45,6 +50,8 @@ def relax(
     model : ModelFile
     engine : Engine
     settings : RelaxSettings
+    stop : callable
+        Asked at every step; once it returns True, the stage ends and yields nothing for unfinished tasks.
 
     Yields
     ------
@@ -52,21 +59,30 @@ def relax(
         One per input, in order; a failure is permanent where the structure is at fault: overlapping atoms, an element
         that the model lacks, no convergence within `max_steps`, a cell that collapses.
     """
-    for task in inputs:
-        yield attempted(task.key, partial(_relax_one, task, model, engine, settings))
+    try:
+        for task in inputs:
+            yield attempted(task.key, partial(_relax_one, task, model, engine, settings, stop))
+    except _StoppedError:
+        return
 
 
-def _relax_one(task: TaskInput, model: ModelFile, engine: Engine, settings: RelaxSettings) -> TaskResult:
+class _StoppedError(BaseException):
+    """Unwinds an optimiser that is to stop. No failure of the task, so no handler of exceptions may catch it."""
+
+
+def _relax_one(
+    task: TaskInput, model: ModelFile, engine: Engine, settings: RelaxSettings, stop: Callable[[], bool]
+) -> TaskResult:
     check_structure(task.structure)
     atoms = to_ase(task.structure)
     group_initial = space_group(atoms, settings.symprec_A)
     evaluator = engine.evaluator(model, task.structure.numbers, settings.dtype)
     atoms.calc = BatchCalculator(evaluator)
-    steps = 0 if settings.mode == "none" else _minimize(atoms, settings)
+    steps = 0 if settings.mode == "none" else _minimize(atoms, settings, stop)
     return _result(task.key, task.structure, atoms, settings, steps, group_initial, evaluator.name)
 
 
-def _minimize(atoms: Atoms, settings: RelaxSettings) -> int:
+def _minimize(atoms: Atoms, settings: RelaxSettings, stop: Callable[[], bool]) -> int:
     """Relax `atoms` in place; return the number of steps taken."""
     with_cell = settings.mode == "cell_and_positions"
     if settings.keep_symmetry:
@@ -76,6 +92,8 @@ def _minimize(atoms: Atoms, settings: RelaxSettings) -> int:
     volume = atoms.get_volume()
 
     def watch() -> None:
+        if stop():
+            raise _StoppedError
         ratio = atoms.get_volume() / volume
         if not VOLUME_RATIOS[0] <= ratio <= VOLUME_RATIOS[1]:
             raise TaskError(

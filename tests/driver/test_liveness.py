@@ -42,13 +42,12 @@ def test_work_of_a_kind_that_nobody_has_done_is_given_longer():
     assert [s.worker for s in liveness.silent({1: ("relax", 100.0)}, now_s=FIRST * 60.0 + 1)] == [1]
 
 
-def test_a_new_worker_is_taken_for_as_slow_as_the_slowest():
+def test_a_new_worker_is_taken_for_as_fast_as_the_mean():
     liveness = Liveness(patience_s=60.0)
     for worker, seconds in ((1, 10.0), (2, 50.0)):
         liveness.measured(worker, "relax", 100.0, seconds)
-    assert liveness.speed(3, "relax") == pytest.approx(2.0)
-    liveness.forget(2)
-    assert liveness.speed(3, "relax") == pytest.approx(10.0)
+    assert liveness.speed(3, "relax") == pytest.approx(200.0 / 60.0)
+    assert liveness.speed(2, "relax") == pytest.approx(2.0)
 
 
 def test_idle_workers_need_not_speak():

@@ -52,7 +52,7 @@ class ToyRunner:
     begun: int = 0
     leases: list[tuple[TaskKey, ...]] = field(default_factory=list)
 
-    def check(self, models: Iterable[ModelFile]) -> Iterator[str]:
+    def check(self, models: Iterable[ModelFile], stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Refuse to work if the test says so."""
         if self.bad_model:
             raise TaskError(self.bad_model)
@@ -94,3 +94,7 @@ class ToyRunner:
     def release_memory(self, error: Exception) -> bool:
         """Whether the toy has run out of memory."""
         return isinstance(error, ToyMemoryError)
+
+    def defect(self) -> str:
+        """The toy device never breaks."""
+        return ""

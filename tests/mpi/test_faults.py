@@ -84,7 +84,7 @@ def wait_until(condition, timeout_s: float = 60.0) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_worker_costs_only_its_lease(tmp_path, how):
     archive = tmp_path / "archive.h5"
-    process = launch(archive, "--seconds", "0.1", "--materials", "8", "--patience", "3")
+    process = launch(archive, "--seconds", "0.1", "--materials", "8", "--patience", "4")
     pids = read_pids(process, 4)
     wait_until(lambda: len(done(archive)) >= 3)
     os.kill(pids[2], how)
@@ -139,7 +139,7 @@ def test_a_dead_master_ends_the_workers_and_the_run_resumes(tmp_path):
 def test_a_task_that_takes_its_worker_with_it_is_given_up_after_three(tmp_path, fault):
     """Workers lost on the way: at most four, the first death may hit a batch. The rest of the campaign is done."""
     archive = tmp_path / "archive.h5"
-    code, output = finish(launch(archive, fault, "M1", "--patience", "1", "--seconds", "0.02", ranks=6))
+    code, output = finish(launch(archive, fault, "M1", "--patience", "4", "--seconds", "0.02", ranks=6))
     assert code == 1, output
     result = states(archive)
     assert result[TaskKey("M1", "m", "dynamics", 0)].status == "quarantined"
@@ -165,7 +165,7 @@ def test_without_fault_tolerance_a_lost_worker_ends_the_run_at_once(tmp_path):
 
 def test_without_fault_tolerance_a_hanging_worker_ends_the_run_with_75(tmp_path):
     archive = tmp_path / "archive.h5"
-    process = launch(archive, "--seconds", "0.1", "--materials", "8", "--patience", "2", mpi=())
+    process = launch(archive, "--seconds", "0.1", "--materials", "8", "--patience", "4", mpi=())
     pids = read_pids(process, 4)
     wait_until(lambda: len(done(archive)) >= 3)
     os.kill(pids[2], signal.SIGSTOP)

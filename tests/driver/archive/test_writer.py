@@ -25,6 +25,7 @@ from archive_samples import (
 
 from driver.archive.reader import open_archive
 from driver.archive.records import ArchiveError, Array, TaskKey, TaskResult, TaskState
+from driver.archive.schema import FORMAT_VERSION
 from driver.archive.verify import verify
 from driver.archive.writer import ArchiveWriter
 
@@ -48,7 +49,7 @@ def test_a_campaign_comes_back_bit_for_bit(tmp_path: Path) -> None:
             HEADER.physics,
             {"numpy": "2"},
         )
-        assert header.format_version == "1.0"
+        assert header.format_version == FORMAT_VERSION
         assert header.created
     assert verify(path) == []
 

@@ -1,0 +1,67 @@
+"""A small process beside each rank that ends it when it gives no sign of life.
+
+A stopped rank (SIGSTOP, a debugger, a frozen container) can do nothing about it itself, and MPI libraries and launchers
+wait for it for ever. A dead one they notice. The guard turns the first into the second, wherever the rank is: in
+MPI_Init, computing, or leaving. It counts its own ticks, not the clock's time: a job that is suspended as a whole,
+guards included, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import subprocess
+import sys
+
+_PROGRAM = """
+import os, select, signal, struct, sys
+for number in range(1, 32):
+    try:
+        signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError):
+        pass
+rank, left = int(sys.argv[1]), float(sys.argv[2])
+while left > 0:
+    if select.select([0], [], [], 0.5)[0]:
+        words = os.read(0, 65536)
+        if not words:
+            sys.exit()
+        left = struct.unpack("d", words[-8:])[0]
+    else:
+        left -= 0.5
+os.write(2, b"latdyn: process %d gives no sign of life and is killed; run the same command again\\n" % rank)
+os.kill(rank, signal.SIGKILL)
+"""
+
+
+class Guard:
+    """Ends this process by SIGKILL unless it is told, time and again, to wait.
+
+    Parameters
+    ----------
+    wait_s : float
+        How long it waits for the first call of `wait`. It takes up to half a second longer.
+    """
+
+    def __init__(self, wait_s: float) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        arguments = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(os.getpid()), str(wait_s)]
+        with contextlib.suppress(OSError):  # no guard, then: a site may forbid child processes
+            self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            assert self._process.stdin is not None
+            self._pipe = self._process.stdin.fileno()
+            os.set_blocking(self._pipe, False)
+
+    def wait(self, seconds: float) -> None:
+        """Give a sign of life: the guard waits so long for the next one."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):  # it is gone, or stopped itself
+                os.write(self._pipe, struct.pack("d", seconds))
+
+    def dismiss(self) -> None:
+        """End the guard, so that it watches no more."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+            self._process = None
