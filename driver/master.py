@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from driver.archive.records import Attempt, LostWorker, TaskFailure, TaskKey, TaskResult
 from driver.archive.writer import ArchiveWriter
@@ -29,6 +28,7 @@ from driver.messages import (
     ToMaster,
     Work,
 )
+from driver.progress import Progress
 from driver.scheduler import Counts, Scheduler
 from driver.settings import ExecutionSettings
 from driver.transport import MasterTransport
@@ -49,18 +49,6 @@ BURST = 256
 
 LOOK_S, UPDATE_S = 1.0, 0.2
 """Between two looks for workers that hang, and between two reports of progress."""
-
-
-class Progress(Protocol):
-    """Where the master tells how it gets on."""
-
-    def update(self, counts: Counts, remaining_cost: float, workers: int) -> None:
-        """Called several times a second."""
-        ...
-
-    def failure(self, key: TaskKey, message: str, *, quarantined: bool) -> None:
-        """A task has failed."""
-        ...
 
 
 @dataclass(frozen=True)

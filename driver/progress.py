@@ -6,16 +6,30 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
 from driver.archive.records import TaskKey
 from driver.scheduler import Counts
 
 log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """Where the master tells how it gets on."""
+
+    def update(self, counts: Counts, remaining_cost: float, workers: int) -> None:
+        """Called several times a second."""
+        ...
+
+    def failure(self, key: TaskKey, message: str, *, quarantined: bool) -> None:
+        """A task has failed."""
+        ...
 
 
 class Estimate:
@@ -92,7 +106,7 @@ class TerminalProgress:
         self._estimate = Estimate(cost, self._start)
         self._console = console
         self._first_done: int | None = None
-        self._bar = Progress(
+        self._bar = ProgressBar(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

@@ -9,7 +9,6 @@ those with a free place wait in queues.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections import defaultdict, deque
@@ -17,8 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from driver.archive.records import TaskKey, TaskState
-from driver.batch_size import NOTHING, BatchSize
+from driver.batch_size import BatchSize
+from driver.ready_tasks import ReadyTasks
 from driver.tasks import TaskSpec, dependents_and_costs
+from driver.worker_queues import WorkerQueues
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,9 @@ class Scheduler:
         self._draining = False
         self._apart: deque[tuple[TaskKey, ...]] = deque()
         self._failed_on: dict[TaskKey, set[int]] = defaultdict(set)
-        # Workers by the number of leases that they hold, those first that have waited longest (dicts keep an order).
-        self._holding: list[dict[int, None]] = [{} for _ in range(leases_in_flight)]
-        self._parked: dict[int, None] = {}
-        """Workers that could be given nothing of what is ready; looked at again when something changes."""
-        self._ready: dict[str, dict[str, list[tuple[float, int, TaskKey]]]] = defaultdict(lambda: defaultdict(list))
-        self._ready_atoms: dict[tuple[str, str], float] = defaultdict(float)
-        self._ready_tasks = 0
-        self._order = {key: i for i, key in enumerate(self._specs)}
-        self._dependents, self._remaining = dependents_and_costs(self._specs)
+        self._queues = WorkerQueues(leases_in_flight)
+        self._dependents, chain_costs = dependents_and_costs(self._specs)
+        self._ready = ReadyTasks(self._specs, chain_costs)
         self._left_cost = 0.0
         self._enqueue_initial()
 
@@ -133,7 +128,7 @@ class Scheduler:
     def add_worker(self, worker: int, capacity: BatchSize) -> None:
         """A worker is there; `capacity` is what it takes in a batch of a model before it has measured any of it."""
         self._workers[worker] = _Worker(capacity)
-        self._holding[0][worker] = None
+        self._queues.put(worker, 0)
 
     def lose_worker(self, worker: int) -> tuple[TaskKey, ...]:
         """A worker is gone: its unfinished tasks go back in the queue.
@@ -156,18 +151,18 @@ class Scheduler:
             if len(suspects) > 1:
                 self._deaths[key] += 1
                 self._set_apart((key,))
-        self._leave_queues(worker)
+        self._queues.remove(worker)
         del self._workers[worker]
-        self._unpark_all()
+        self._queues.unpark_all()
         return suspects
 
     def remove_worker(self, worker: int) -> None:
         """A worker is taken out, through no fault of its tasks: the unfinished ones go back in the queue."""
         for lease_id in sorted(self._workers[worker].leases):
             self._return(lease_id)
-        self._leave_queues(worker)
+        self._queues.remove(worker)
         del self._workers[worker]
-        self._unpark_all()
+        self._queues.unpark_all()
 
     def hold(self, worker: int, *, held: bool) -> None:
         """Hand a worker nothing more, or again."""
@@ -278,22 +273,21 @@ class Scheduler:
             (worker, task) -> how long it should take; what would not be done in time is not handed out.
         """
         leases: list[Lease] = []
-        for depth, waiting in enumerate(self._holding):
-            while waiting and self._anything_ready() and not self._draining:
-                # A lease that waits behind another is for keeping workers busy, not for hoarding the last tasks.
-                if depth and self._ready_tasks < len(self._workers):
-                    return leases
-                worker = next(iter(waiting))
+        for held in range(self._leases_in_flight):
+            # A lease that waits behind another is for keeping workers busy, not for hoarding the last tasks.
+            while self._anything_ready() and not (held and len(self._ready) < len(self._workers)):
+                worker = self._queues.first(held)
+                if worker is None:
+                    break
                 lease = self._next_lease(worker, left_s, expected_s)
                 if lease is None:
-                    del waiting[worker]
-                    self._parked[worker] = None
+                    self._queues.park(worker, held)
                 else:
                     leases.append(lease)
         return leases
 
     def _anything_ready(self) -> bool:
-        return self._ready_tasks > 0 or bool(self._apart)
+        return not self._draining and (len(self._ready) > 0 or bool(self._apart))
 
     def _next_lease(self, worker: int, left_s: float, expected_s: Callable[[int, TaskKey], float]) -> Lease | None:
         in_flight = (key for lease in self._workers[worker].leases for key in self._open[lease])
@@ -304,12 +298,13 @@ class Scheduler:
                     return None
                 del self._apart[index]
                 return self._hand_out(worker, tasks)
-        model = self._choose_model(worker)
-        if model is None:
+        state = self._workers[worker]
+        chosen = self._ready.choose(state.model)
+        if chosen is None:
             return None
-        stages = self._ready[model]
-        stage = min((s for s in stages if stages[s]), key=lambda s: stages[s][0])
-        tasks = self._fill(worker, model, stage, left_s, expected_s)
+        capacity = state.measured.get(chosen[0], state.capacity)
+        shares = self._leases_in_flight * max(len(self._workers), self._workers_expected)
+        tasks = self._ready.take(*chosen, capacity, shares, left_s, lambda key: expected_s(worker, key))
         return self._hand_out(worker, tasks) if tasks else None
 
     def _may_try(self, worker: int, tasks: Sequence[TaskKey]) -> bool:
@@ -319,49 +314,13 @@ class Scheduler:
             return True
         return self._workers.keys() <= failed_on
 
-    def _choose_model(self, worker: int) -> str | None:
-        longest = {
-            m: min(q[0] for q in stages.values() if q) for m, stages in self._ready.items() if any(stages.values())
-        }
-        if self._workers[worker].model in longest:
-            return self._workers[worker].model
-        return min(longest, key=longest.__getitem__, default=None)
-
-    def _fill(
-        self, worker: int, model: str, stage: str, left_s: float, expected_s: Callable[[int, TaskKey], float]
-    ) -> tuple[TaskKey, ...]:
-        """Take the longest ready tasks up to the worker's capacity, and no more than its share of what is ready.
-
-        A task that would not be done in time is not taken, nor any after it: time is short for all of them.
-        """
-        queue = self._ready[model][stage]
-        share = self._ready_atoms[model, stage] / (
-            self._leases_in_flight * max(len(self._workers), self._workers_expected)
-        )
-        capacity = self._workers[worker].measured.get(model, self._workers[worker].capacity)
-        tasks: list[TaskKey] = []
-        size = NOTHING
-        while queue:
-            key = queue[0][2]
-            larger = size + self._specs[key].size
-            if tasks and (larger.atoms > share or not larger.within(capacity)):
-                break
-            left_s -= expected_s(worker, key)
-            if left_s < 0:
-                break
-            heapq.heappop(queue)
-            size = larger
-            tasks.append(key)
-        self._ready_atoms[model, stage] -= size.atoms
-        self._ready_tasks -= len(tasks)
-        return tuple(tasks)
-
     def _hand_out(self, worker: int, tasks: tuple[TaskKey, ...]) -> Lease:
         lease = Lease(next(self._ids), worker, tasks[0].model, tasks[0].stage, tasks)
         self._leases[lease.id] = lease
         self._open[lease.id] = set(tasks)
         self._lease_of_task.update(dict.fromkeys(tasks, lease.id))
-        self._change_leases(worker, lambda leases: leases.add(lease.id))
+        self._workers[worker].leases.add(lease.id)
+        self._queue(worker)
         self._workers[worker].model = lease.model
         return lease
 
@@ -371,11 +330,6 @@ class Scheduler:
     def idle(self) -> bool:
         """No lease is out."""
         return not self._leases
-
-    @property
-    def exhausted(self) -> bool:
-        """No lease is out and nothing can be handed out."""
-        return self.idle and self.counts.left == 0
 
     @property
     def counts(self) -> Counts:
@@ -399,44 +353,26 @@ class Scheduler:
         leases = self.leases_of(worker)
         return self._unfinished(leases[0].id) if leases else ()
 
-    # -- bookkeeping ----------------------------------------------------------------------------------------------
-
     def _set_capacity(self, lease_id: int, capacity: BatchSize | None) -> None:
         lease = self._leases.get(lease_id)
         if capacity is not None and lease is not None and lease.worker in self._workers:
             self._workers[lease.worker].measured[lease.model] = capacity
 
     def _push(self, key: TaskKey) -> None:
-        heapq.heappush(self._ready[key.model][key.stage], (-self._remaining[key], self._order[key], key))
-        self._ready_atoms[key.model, key.stage] += self._specs[key].size.atoms
-        self._ready_tasks += 1
-        if self._parked:  # one of them may take it; which one is no matter
-            self._queue(next(iter(self._parked)))
+        self._ready.push(key)
+        self._queues.unpark_one()
 
     def _set_apart(self, tasks: tuple[TaskKey, ...]) -> None:
         """Queue tasks as a lease of their own."""
         self._apart.append(tasks)
-        self._unpark_all()
-
-    def _unpark_all(self) -> None:
-        for worker in tuple(self._parked):
-            self._queue(worker)
-
-    def _change_leases(self, worker: int, change: Callable[[set[int]], None]) -> None:
-        change(self._workers[worker].leases)
-        self._queue(worker)
+        self._queues.unpark_all()
 
     def _queue(self, worker: int) -> None:
-        """Put a worker at the end of the queue of those that hold as many leases."""
-        self._leave_queues(worker)
-        leases = len(self._workers[worker].leases)
-        if leases < len(self._holding) and not self._workers[worker].held:
-            self._holding[leases][worker] = None
-
-    def _leave_queues(self, worker: int) -> None:
-        self._parked.pop(worker, None)
-        for waiting in self._holding:
-            waiting.pop(worker, None)
+        """Put a worker where it belongs after a change of its leases."""
+        if self._workers[worker].held:
+            self._queues.remove(worker)
+        else:
+            self._queues.put(worker, len(self._workers[worker].leases))
 
     def _settled(self, key: TaskKey) -> bool:
         return key in self._done or key in self._quarantined or key in self._blocked
@@ -463,7 +399,8 @@ class Scheduler:
         lease = self._leases.pop(lease_id, None)
         self._open.pop(lease_id, None)
         if lease is not None and lease.worker in self._workers:
-            self._change_leases(lease.worker, lambda leases: leases.discard(lease_id))
+            self._workers[lease.worker].leases.discard(lease_id)
+            self._queue(lease.worker)
 
     def _block_dependents(self, key: TaskKey) -> None:
         for dependent in self._block(key):

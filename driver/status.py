@@ -105,7 +105,11 @@ def _render(status: CampaignStatus) -> RenderableType:
         head += f", {status.refused} materials refused"
     if status.last_commit_s is not None:
         head += f", last commit {duration(status.last_commit_s)} ago"
-    return Group(Text(head, style="bold"), table, *(Text(line, style="yellow") for line in (*status.failures, *status.lost_workers)))
+    return Group(
+        Text(head, style="bold"),
+        table,
+        *(Text(line, style="yellow") for line in (*status.failures, *status.lost_workers)),
+    )
 
 
 def print_status(archive: Path, *, watch: bool, every_s: float = 2.0) -> int:

@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import struct
 import subprocess
 import sys
 
 _PROGRAM = """
 import os, select, signal, struct, sys
-for number in range(1, 32):
-    try:
-        signal.signal(number, signal.SIG_IGN)
-    except (OSError, ValueError):
-        pass
 rank, left = int(sys.argv[1]), float(sys.argv[2])
 while left > 0:
     if select.select([0], [], [], 0.5)[0]:
@@ -33,6 +29,13 @@ while left > 0:
 os.write(2, b"latdyn: process %d gives no sign of life and is killed; run the same command again\\n" % rank)
 os.kill(rank, signal.SIGKILL)
 """
+
+
+def _ignore_signals() -> None:
+    """In the guard, before it begins: what is sent to a whole job is meant for its ranks."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
+        with contextlib.suppress(OSError):
+            signal.signal(number, signal.SIG_IGN)
 
 
 class Guard:
@@ -48,7 +51,12 @@ class Guard:
         self._process: subprocess.Popen[bytes] | None = None
         arguments = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(os.getpid()), str(wait_s)]
         with contextlib.suppress(OSError):  # no guard, then: a site may forbid child processes
-            self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                preexec_fn=_ignore_signals,  # noqa: PLW1509  # there are no other threads yet
+            )
             assert self._process.stdin is not None
             self._pipe = self._process.stdin.fileno()
             os.set_blocking(self._pipe, False)

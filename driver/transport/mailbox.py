@@ -21,6 +21,9 @@ from driver.errors import InterruptedRunError
 from driver.messages import Beat, Gone
 from driver.transport.guard import Guard
 
+GUARD_MARGIN_S = 4.0
+"""The guard waits longer than the peers, who know better what to do about a lost rank."""
+
 _MESSAGE, _BEAT = 1, 2
 _ALIGNMENT = 16
 """Arrays in a message begin at multiples of so many bytes, as numpy and torch like them."""
@@ -281,7 +284,7 @@ class Mailbox:
     def _beat(self) -> None:
         """Give a sign of life: to the guard, and to every peer to which nothing else waits to go out."""
         self._next_beat_s = self._now_s + self.patience_s / 5
-        self._guard.wait(self.patience_s)
+        self._guard.wait(self.patience_s + GUARD_MARGIN_S)
         progress = self._progress
         stuck = {item.receiver for item in self._under_way}
         for peer in tuple(self._peers):

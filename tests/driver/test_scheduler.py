@@ -55,7 +55,7 @@ def test_everything_is_done_once_and_after_what_it_requires():
     assert sorted(order) == sorted(s.key for s in specs)
     position = {key: i for i, key in enumerate(order)}
     assert all(position[r] < position[s.key] for s in specs for r in s.requires)
-    assert scheduler.exhausted and scheduler.remaining_cost() == 0
+    assert scheduler.idle and scheduler.counts.left == 0 and scheduler.remaining_cost() == 0
 
 
 def test_longest_chain_goes_first():
@@ -265,7 +265,7 @@ def test_simulated_machine_is_kept_busy(workers):
         for key in lease.tasks:
             scheduler.finish(key)
         scheduler.end_lease(lease.id)
-    assert scheduler.exhausted
+    assert scheduler.idle and scheduler.counts.left == 0
     bound = max(sum(cost.values()) / workers, 1.1 * (10 + segments * 100))
     assert now < 1.1 * bound + 100
 

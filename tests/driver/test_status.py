@@ -24,7 +24,9 @@ def test_lost_workers_are_shown(tmp_path, capsys):
     with new_archive(path) as writer:
         writer.note_lost_worker(LostWorker(3, "node-7", "cuda:1", "no sign of life for 300 s", time.time() - 60))
     assert main(["status", str(path)]) == 0
-    assert "rank 3 on node-7 cuda:1 lost 60 s ago: no sign of life for 300 s" in " ".join(capsys.readouterr().out.split())
+    assert "rank 3 on node-7 cuda:1 lost 60 s ago: no sign of life for 300 s" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_done_is_none_before_the_first_run(tmp_path, capsys):
