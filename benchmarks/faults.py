@@ -1,9 +1,12 @@
 """Soak of the archive: kills, power losses, flipped bits, by the hundred and thousand, with counts.
 
 python -m benchmarks.faults [--quick] [--seed 0] [--kills 300] [--campaign-kills 60] [--images 3000] [--flips 5000]
+python -m benchmarks.faults --matrix [--docs]
 
-Counts what was lost of what had been committed: nothing, or it exits with 1. `benchmarks.kills` does the same to the
-ranks of a campaign under the real mpirun.
+Counts what was lost of what had been committed: nothing, or it exits with 1. `benchmarks.signals` does the same to the
+ranks of a campaign under the real mpirun, at random. `--matrix` kills, and stops, one rank in each phase of a campaign
+under each launcher (mpirun with and without fault tolerance, srun with PMIx and PMI-2 on a Slurm of its own) and says
+how the run ended; `--docs` writes the table to docs/faults.md.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
+import fault_table
 import soaks
 
 
@@ -34,7 +38,11 @@ def main() -> int:
         "--campaign-kills", type=int, default=60, help="of a campaign, master and worker in one process"
     )
     parser.add_argument("--materials", type=int, default=40, help="in that campaign")
+    parser.add_argument("--matrix", action="store_true", help="ranks killed and stopped in each phase, each launcher")
+    parser.add_argument("--docs", action="store_true", help="write its table to docs/faults.md")
     options = parser.parse_args()
+    if options.matrix:
+        return fault_table.main(write=options.docs)
     if options.quick:
         options.segments, options.images, options.flips = 3, 100, 200
         options.kills, options.campaign_kills, options.materials = 10, 4, 6

@@ -10,6 +10,8 @@ from pathlib import Path
 from driver import __version__
 from driver.archive.records import ArchiveError
 from driver.errors import LatdynError
+from driver.guard import Guard, launched_as_rank
+from driver.patience import patience_in
 
 EXIT_USAGE = 2
 
@@ -104,9 +106,11 @@ def _explanation() -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
+    # Before anything that takes time: a rank that is stopped while it loads must not hold the others up.
+    guard = Guard(patience_in(options.overrides)) if launched_as_rank() else None
     from driver.run import run
 
-    return run(options.overrides, options.config_dir, debug=options.debug)
+    return run(options.overrides, options.config_dir, debug=options.debug, guard=guard)
 
 
 def _plan(options: argparse.Namespace) -> int:

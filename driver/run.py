@@ -30,12 +30,14 @@ from driver.campaign import build_tasks
 from driver.config import Configuration, compose
 from driver.devices import assign_device, assign_threads, job_has_gpus
 from driver.errors import InterruptedRunError, LatdynError, UsageError
+from driver.guard import Guard
 from driver.interrupts import Interrupts, leaving_when_overdue
 from driver.master import Master, Summary
 from driver.models import ModelFile, cache_folder, model_record, resolve
+from driver.patience import patience_in
 from driver.progress import duration, log_to, make_progress
 from driver.scheduler import Counts, Scheduler
-from driver.settings import ExecutionSettings, Settings, physics_of
+from driver.settings import Settings, physics_of
 from driver.structures.materials import Materials, load_materials
 from driver.tasks import TaskSpec
 from driver.transport import (
@@ -89,7 +91,9 @@ class Campaign:
         return tuple(model_record(spec, self.models[spec.key]) for spec in self.configuration.models)
 
 
-def run(overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool = False) -> int:
+def run(
+    overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool = False, guard: Guard | None = None
+) -> int:
     """Run or resume a campaign.
 
     Parameters
@@ -100,6 +104,8 @@ def run(overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool
         Presets of the user's own.
     debug : bool
         Log every lease; let errors out with their traceback.
+    guard : Guard, optional
+        Of this process, if it has one already.
 
     Returns
     -------
@@ -113,7 +119,7 @@ def run(overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool
         On rank 0, once the other ranks have been told to end.
     """
     with Interrupts() as early:  # a signal must not kill a rank that is still starting
-        world = connect(patience_s=patience_in(overrides))
+        world = connect(patience_in(overrides), guard)
         abort_on_error(world)
         if world.alone:
             return _run_alone(world, overrides, config_dir, early, debug=debug)
@@ -126,16 +132,6 @@ def run(overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool
             print(f"latdyn: {error}", file=sys.stderr, flush=True)
         world.end(code)
         return code
-
-
-def patience_in(overrides: Sequence[str]) -> float:
-    """Return what the overrides say of `execution.patience_s`: ranks wait for each other before they are configured."""
-    for override in reversed(overrides):
-        name, _, value = override.lstrip("+").partition("=")
-        if name == "execution.patience_s":
-            with contextlib.suppress(ValueError):
-                return max(float(value), 1.0)
-    return ExecutionSettings().patience_s
 
 
 def _run_alone(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from driver.errors import UsageError
+from driver.patience import PATIENCE_S
 
 PHYSICS: dict[str, Any] = {"physics": True}
 """Field metadata: results depend on this setting."""
@@ -258,7 +259,7 @@ class ExecutionSettings:
     grace_s: float = 20.0
     commit_every_s: float = 1.0
     walltime: str | None = None
-    patience_s: float = 300.0
+    patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
         _require(

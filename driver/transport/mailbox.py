@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from driver.errors import InterruptedRunError
+from driver.guard import Guard
 from driver.messages import Beat, Gone
-from driver.transport.guard import Guard
 
 GUARD_MARGIN_S = 4.0
 """The guard waits longer than the peers, who know better what to do about a lost rank."""

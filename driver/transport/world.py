@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from driver.errors import UsageError
-from driver.transport.guard import Guard
+from driver.guard import Guard, launched_as_rank, ranks_beside
 from driver.transport.mailbox import Mailbox
-
-_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMI_RANK", "PALS_RANKID", "MPI_LOCALNRANKS")
-"""Environment variables of which MPI launchers set at least one."""
 
 EXIT_INTERRUPTED = 75
 EXIT_CRASHED = 70
 """Exit code of a job that a defect of this program has ended."""
+
+START_MARGIN_S = 8.0
+"""Besides the patience, for ranks to come together: processes do not all start at the same time."""
 
 LEAVE_S = 10.0
 """How long a rank may take to leave: MPI_Finalize waits for ever for a rank that has been lost unnoticed."""
@@ -206,48 +207,82 @@ def survives_deaths() -> bool:
     return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112
 
 
-def connect(patience_s: float = 300.0) -> World:
+def connect(patience_s: float, guard: Guard | None = None) -> World:
     """Find out how this process was launched; imports mpi4py only under an MPI launcher.
 
     Parameters
     ----------
     patience_s : float
         How long ranks wait for each other: to come together, and later for signs of life.
+    guard : Guard, optional
+        Of this process, if it has one already.
 
     Raises
     ------
     UsageError
         If a launcher started several processes that MPI does not know of each other, or mpi4py cannot be loaded.
     """
-    if not any(name in os.environ for name in _LAUNCHED):
+    if not launched_as_rank():
         tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
         if tasks > 1:
             raise UsageError(_not_connected(tasks))
         return World()
-    guard = Guard(patience_s + LEAVE_S)  # coming together is collective: one that does not come holds all others up
+    # Coming together is collective: one that does not come holds all others up.
+    guard = guard or Guard(patience_s + START_MARGIN_S)
+    together = threading.Event()
+    threading.Thread(target=_exit_alone_unless, args=(together, patience_s + START_MARGIN_S), daemon=True).start()
+    guard.wait(patience_s + START_MARGIN_S + LEAVE_S)
+    comm = _initialized()
+    size = comm.Get_size()
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", size))
+    if size == 1 and tasks > 1:
+        raise UsageError(_not_connected(tasks))
+    processes = comm.allgather(_Process.present())
+    together.set()
+    guard.wait(patience_s + START_MARGIN_S)
+    if size == 1:
+        guard.dismiss()
+    return World(comm, processes, guard, patience_s)
+
+
+def _initialized() -> Any:
+    """Load and initialise MPI; return the communicator of all ranks.
+
+    Raises
+    ------
+    UsageError
+        If mpi4py, or the MPI library behind it, cannot be loaded.
+    """
     try:
         import mpi4py
 
-        mpi4py.rc.finalize = False  # `World.end` does, or does not
-        mpi4py.rc.thread_level = "serialized"  # one thread at a time, but not always the same
+        mpi4py.rc.initialize = mpi4py.rc.finalize = False  # `World.end` finalizes, or does not
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise UsageError(
             f"an MPI launcher started this process but mpi4py cannot be loaded ({error}); "
             "install it for this machine's MPI (pip install mpi4py) or run without the launcher"
         ) from error
-    comm = MPI.COMM_WORLD
-    if survives_deaths():
-        comm.Set_errhandler(MPI.ERRORS_RETURN)
-    size = comm.Get_size()
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", size))
-    if size == 1 and tasks > 1:
-        raise UsageError(_not_connected(tasks))
-    processes = comm.allgather(_Process.present())
-    guard.wait(patience_s + LEAVE_S)
-    if size == 1:
-        guard.dismiss()
-    return World(comm, processes, guard, patience_s)
+    level = MPI.THREAD_SERIALIZED  # one thread at a time, but not always the same
+    with contextlib.suppress(AttributeError, OSError):
+        # MPI's own function rather than mpi4py's, which keeps all threads waiting until every rank is there.
+        ctypes.CDLL(MPI.__file__).MPI_Init_thread(None, None, level, ctypes.byref(ctypes.c_int()))
+    if not MPI.Is_initialized():
+        MPI.Init_thread(level)
+    MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)
+    return MPI.COMM_WORLD
+
+
+def _exit_alone_unless(together: threading.Event, seconds: float) -> None:
+    """End this process and those beside it: one that was stopped early has no guard, and nobody else to end it."""
+    if together.wait(seconds):
+        return
+    text = f"latdyn: the ranks did not come together in {seconds:.0f} s: one is missing, or stopped"
+    print(f"{text}; run the same command again", file=sys.stderr, flush=True)
+    for process in ranks_beside():
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGKILL)
+    os._exit(EXIT_INTERRUPTED)
 
 
 def abort_on_error(world: World) -> None:

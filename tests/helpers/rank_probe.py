@@ -14,6 +14,7 @@ from pathlib import Path
 
 from driver.devices import assign_device
 from driver.interrupts import Interrupts
+from driver.patience import PATIENCE_S
 from driver.transport import World, connect
 
 
@@ -42,7 +43,7 @@ def main() -> int:
     """Tell what is seen; wait if asked to."""
     if sys.argv[1:4] != ["-m", "driver", "run"]:
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-    world = connect()
+    world = connect(PATIENCE_S)
     with Interrupts() as interrupts, Path(f"{os.environ['PROBE_FILE']}.{world.rank}").open("a") as file:
         print(json.dumps(seen(world, sys.argv[4:])), file=file, flush=True)
         if "PROBE_WAIT" in os.environ:

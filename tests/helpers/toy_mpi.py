@@ -96,6 +96,9 @@ class DeadlyRunner(ToyRunner):
     def check(self, models: Iterable[ModelFile], stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Make ready, or refuse."""
         self.hold.at(self.rank, "before Hello")
+        if (self.rank, "idle") == (self.hold.rank, self.hold.phase):
+            time.sleep(1.0)  # the others take all there is
+            print(f"rank {self.rank} holds idle", flush=True)
         if str(self.rank) in self.refuses.split(","):
             raise RuntimeError("no GPU here")
         yield from super().check(models, stop)

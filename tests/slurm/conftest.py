@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import NoSlurmError, SlurmCluster
+from slurm_cluster import NoSlurmError, SlurmCluster, mpich_environment
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +30,4 @@ def cluster() -> Iterator[SlurmCluster]:
 @pytest.fixture(scope="session")
 def mpich(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment that makes mpi4py load MPICH; empty where there is none."""
-    found = sorted(Path("/usr/lib").glob("*/libmpich.so.12"))
-    if not found:
-        return {}
-    folder = tmp_path_factory.mktemp("mpich")
-    (folder / "libmpi.so.12").symlink_to(found[0])  # Debian's has another name than mpi4py looks for
-    return {"LD_LIBRARY_PATH": str(folder), "MPI4PY_LIBMPI": str(folder / "libmpi.so.12")}
+    return mpich_environment(tmp_path_factory.mktemp("mpich"))

@@ -9,7 +9,7 @@ import pytest
 
 from driver.batch_size import BatchSize
 from driver.messages import LeaseEnd
-from driver.run import patience_in
+from driver.patience import patience_in
 from driver.settings import ExecutionSettings
 from driver.transport.mailbox import _packed, _unpacked
 

@@ -14,7 +14,7 @@ from campaigns import ROOT, environment
 
 RANK = """
 import sys, time
-from driver.transport.guard import Guard
+from driver.guard import Guard
 guard = Guard(float(sys.argv[1]))
 print("ready", guard._process.pid, flush=True)
 end = time.monotonic() + float(sys.argv[2])

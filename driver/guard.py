@@ -1,9 +1,11 @@
-"""A small process beside each rank that ends it when it gives no sign of life.
+"""A small process beside each rank that ends it when it gives no sign of life. It comes first: no imports of Latdyn.
 
 A stopped rank (SIGSTOP, a debugger, a frozen container) can do nothing about it itself, and MPI libraries and launchers
 wait for it for ever. A dead one they notice. The guard turns the first into the second, wherever the rank is: in
-MPI_Init, computing, or leaving. It counts its own ticks, not the clock's time: a job that is suspended as a whole,
-guards included, goes on where it was.
+MPI_Init, computing, or leaving.
+
+The guard counts its own ticks, not the clock's time: a job that is suspended as a whole, guards included, goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -14,9 +16,14 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
+
+_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMI_RANK", "PALS_RANKID", "MPI_LOCALNRANKS")
+"""Environment variables of which MPI launchers set at least one."""
 
 _PROGRAM = """
 import os, select, signal, struct, sys
+
 rank, left = int(sys.argv[1]), float(sys.argv[2])
 while left > 0:
     if select.select([0], [], [], 0.5)[0]:
@@ -31,11 +38,24 @@ os.kill(rank, signal.SIGKILL)
 """
 
 
-def _ignore_signals() -> None:
-    """In the guard, before it begins: what is sent to a whole job is meant for its ranks."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
-        with contextlib.suppress(OSError):
-            signal.signal(number, signal.SIG_IGN)
+def launched_as_rank() -> bool:
+    """Whether an MPI launcher started this process."""
+    return any(name in os.environ for name in _LAUNCHED)
+
+
+def ranks_beside() -> list[int]:
+    """Return the other processes that the same launcher has started on this machine with the same command."""
+    here = Path("/proc/self")
+    found = []
+    with contextlib.suppress(OSError):
+        command = (here / "cmdline").read_bytes()
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit() and int(process.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                    if parent == os.getppid() and (process / "cmdline").read_bytes() == command:
+                        found.append(int(process.name))
+    return found
 
 
 class Guard:
@@ -73,3 +93,10 @@ class Guard:
             self._process.stdin.close()
             self._process.wait()
             self._process = None
+
+
+def _ignore_signals() -> None:
+    """In the guard, before it begins: what is sent to a whole job is meant for its ranks."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
+        with contextlib.suppress(OSError):
+            signal.signal(number, signal.SIG_IGN)
