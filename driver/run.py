@@ -31,7 +31,8 @@ from driver.devices import assign_device, assign_threads
 from driver.errors import InterruptedRunError, LatdynError, UsageError
 from driver.interrupts import Interrupts
 from driver.master import Master, Summary
-from driver.models import ModelFile, cache_folder, model_record, resolve
+from driver.model_checks import ModelFacts, check_models
+from driver.models import ModelFile, cache_folder, model_record, prepared_folder, resolve
 from driver.progress import duration, log_to, make_progress
 from driver.scheduler import Counts, Scheduler
 from driver.settings import Settings, physics_of
@@ -116,6 +117,8 @@ def run(overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool
         try:
             campaign = load_campaign(overrides, config_dir)
             counts = _nothing_left(campaign)
+            if counts is None:
+                check_campaign_models(campaign, early)
         except BaseException:
             world.broadcast(None)
             raise
@@ -140,6 +143,12 @@ def load_campaign(overrides: Sequence[str], config_dir: Path | None = None) -> C
     models = {spec.key: resolve(spec, cache) for spec in configuration.models}
     tasks = build_tasks(materials.records, models, configuration.settings)
     return Campaign(configuration, materials, models, tasks)
+
+
+def check_campaign_models(campaign: Campaign, interrupts: Interrupts | None = None) -> Mapping[str, ModelFacts]:
+    """Load the models of a campaign to see whether they can be used; see `driver.model_checks.check_models`."""
+    folder = prepared_folder(campaign.configuration.settings.engine.cache)
+    return check_models(campaign.models.values(), folder, lambda: interrupts is not None and interrupts.requested)
 
 
 def _nothing_left(campaign: Campaign) -> Counts | None:

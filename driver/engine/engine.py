@@ -18,11 +18,11 @@ from driver.engine.interface import Evaluator
 from driver.engine.kernels import with_cuequivariance
 from driver.engine.load import choose_head, load_model, parse_dtype
 from driver.engine.memory import default_capacity_atoms
-from driver.engine.preparation import UnfitError, cache_folder, is_prepared, prepare
+from driver.engine.preparation import UnfitError, is_prepared, prepare
 from driver.engine.select import select_elements
 from driver.engine.symmetrix import SymmetrixEvaluator
 from driver.errors import TaskError, UsageError
-from driver.models import ModelFile
+from driver.models import ModelFile, prepared_folder
 from driver.settings import EngineSettings
 
 MAX_EVALUATORS = 16
@@ -69,7 +69,6 @@ class Engine:
         Parameters
         ----------
         model : ModelFile
-            From a trusted source: a model file can run code.
         numbers : iterable of int
             Atomic numbers, in any order, repeated or not.
         dtype : str
@@ -193,7 +192,7 @@ class Engine:
         """Tell whether `prepare` would take minutes."""
         if self.device.type != "cpu" or self._settings.evaluator_of(stage)[1] == "torch":
             return False
-        return not is_prepared(self._model(model), model, dtype, cache_folder(self._settings.cache))
+        return not is_prepared(self._model(model), model, dtype, prepared_folder(self._settings.cache))
 
     def take_notices(self) -> list[str]:
         """Return, once, where the reference has had to take the place of the fast evaluator, and why."""
@@ -207,7 +206,7 @@ class Engine:
             try:
                 if self.device.type != "cpu":
                     raise UnfitError(f"symmetrix is used on CPUs only, and this is {self.device}")
-                folder = cache_folder(self._settings.cache)
+                folder = prepared_folder(self._settings.cache)
                 self._fast[key] = prepare(self._model(model), model, dtype, folder, torch.get_num_threads())
             except UnfitError as error:
                 self._fast[key] = error

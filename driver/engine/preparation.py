@@ -20,13 +20,11 @@ from typing import Any
 
 from mace.modules.models import MACE
 
-from driver.engine.load import choose_head, parse_dtype
+from driver.engine.load import choose_head, open_model, parse_dtype
 from driver.engine.once import made_once
 from driver.engine.symmetrix import SymmetrixEvaluator
 from driver.errors import LatdynError
 from driver.models import ModelFile
-
-CACHE_VARIABLE = "LATDYN_CACHE"
 
 _LAYOUT = 2
 """Counts up when what is stored changes."""
@@ -51,12 +49,6 @@ class UnfitError(LatdynError):
     """The fast evaluator cannot be used for a model, or not on this machine; the message says why."""
 
 
-def cache_folder(setting: str | None = None) -> Path:
-    """Return the folder of prepared models: the setting, else $LATDYN_CACHE, else ~/.cache/latdyn/prepared."""
-    chosen = setting or os.environ.get(CACHE_VARIABLE) or "~/.cache/latdyn/prepared"
-    return Path(chosen).expanduser().absolute()
-
-
 def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int) -> SymmetrixEvaluator:
     """Return the fast evaluator of a model, extracting and compiling first what no process has yet.
 
@@ -68,7 +60,7 @@ def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int)
     dtype : str
         "float32" or "float64".
     cache : Path
-        From `cache_folder`.
+        From `driver.models.prepared_folder`.
     threads : int
         Of the evaluator; the first one of a process decides for all.
 
@@ -139,7 +131,7 @@ def _extract(file: ModelFile, head: str, folder: Path) -> None:
     from symmetrix.extract_mace_data import extract_mace_data
 
     with _silenced():
-        data = extract_mace_data(str(file.path), head=head or None, num_spline_points=_SPLINE_POINTS)
+        data = extract_mace_data(open_model(file), head=head or None, num_spline_points=_SPLINE_POINTS)
     (folder / "model.json").write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
     contracts = {name: data.get(name) for name in ("model_type", "execution_contracts")}
     (folder / "contracts.json").write_text(json.dumps(contracts, sort_keys=True), encoding="utf-8")
