@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ def _result(out: str, err: str, code: int) -> Any:
         raise ChildError(": ".join([f"the process {how}", *last])) from None
     if answer["failure"] is None:
         return answer["result"]
-    raise (UsageError if answer["usage"] else ChildError)(answer["failure"])
+    error = (UsageError if answer["usage"] else ChildError)(answer["failure"])
+    error.add_note(answer["trace"])  # for --debug
+    raise error
 
 
 def main() -> None:
@@ -120,8 +123,8 @@ def main() -> None:
         module, _, name = function.partition(":")
         answer["result"] = getattr(importlib.import_module(module), name)(json.load(sys.stdin))
     except Exception as error:
-        text = str(error) if isinstance(error, LatdynError) else f"{type(error).__name__}: {error}"
-        answer |= {"failure": " ".join(text.split()), "usage": isinstance(error, UsageError)}
+        reason = " ".join(str(error).split()) or type(error).__name__
+        answer |= {"failure": reason, "usage": isinstance(error, UsageError), "trace": traceback.format_exc()}
     with results:
         json.dump(answer, results)
 
