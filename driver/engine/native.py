@@ -17,6 +17,9 @@ _SPLINE_POINTS = 1024
 """Of each radial function. The library's 256 bend them enough to be 2e-4 off in force constants; these, 7e-6 (measured
 with models of random weights), at the same speed."""
 
+COMPILE_TIMEOUT_S = 3600.0
+"""The library's ten minutes are not enough for a medium foundation model where cores are shared or slow."""
+
 
 def extract(argument: Mapping[str, str]) -> None:
     """Write a model as symmetrix-xl reads it, and what its code is generated from.
@@ -48,7 +51,18 @@ def compile_code(argument: Mapping[str, str]) -> None:
     argument : mapping
         `extracted`, the folder, and `dtype`.
     """
+    allow_long_compilation()
     open_native(Path(argument["extracted"]), argument["dtype"])
+
+
+def allow_long_compilation() -> None:
+    """Have the library wait longer for the compiler; it has no setting for that."""
+    from symmetrix import jit
+
+    for function in vars(jit).values():
+        defaults = getattr(function, "__kwdefaults__", None) or {}
+        if "compile_timeout" in defaults:
+            defaults["compile_timeout"] = COMPILE_TIMEOUT_S
 
 
 def open_native(extracted: Path, dtype: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from driver.engine.engine import Engine
 from driver.engine.load import load_model
 from driver.engine.preparation import UnfitError, is_prepared, prepare
 from driver.errors import InterruptedRunError, UsageError
-from driver.models import ModelFile
+from driver.models import PROJECT_ROOT, ModelFile
 from driver.settings import EngineSettings
 
 Zoo = Callable[..., ModelFile]
@@ -105,3 +107,12 @@ def test_a_file_that_was_exchanged_is_not_extracted(zoo: Zoo, tmp_path: Path, mo
     engine = Engine("cpu", settings=EngineSettings(cache=str(tmp_path)))
     with pytest.raises(UsageError, match=f"not {other.sha256}: it was changed meanwhile"):
         engine.prepare(other, "float32")
+
+
+def test_the_compiler_may_take_longer_than_ten_minutes() -> None:
+    code = (
+        "import inspect; from driver.engine.native import allow_long_compilation; from symmetrix import jit\n"
+        "limit = lambda: inspect.signature(jit.prepare_jit_artifact).parameters['compile_timeout'].default\n"
+        "assert limit() == 600.0; allow_long_compilation(); assert limit() == 3600.0"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, check=True)
