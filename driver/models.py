@@ -22,7 +22,7 @@ from driver.download import (
 )
 from driver.errors import UsageError
 from driver.model_container import refuse_other_files
-from driver.trust import accept_licence, accepted_on, is_trusted, trust_model
+from driver.trust import accept_licence, accepted_on, is_trusted, require_writable, trust_model
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 CACHE_VARIABLE = "LATDYN_MODELS"
@@ -349,6 +349,7 @@ def _download(
     retries: Retries | None,
 ) -> None:
     """Download a model; the first time, where the catalogue has no checksum, that of what comes is recorded."""
+    require_writable()
     recorded = recorded_sha256(target)
     try:
         found = download(

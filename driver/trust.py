@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,23 @@ def trust_model(sha256: str, file: str, source: str) -> None:
         _write(_model(sha256), {"sha256": sha256, "file": file, "source": source, "date": _now()})
 
 
+def require_writable() -> None:
+    """Find out before something long that it can be remembered.
+
+    Raises
+    ------
+    UsageError
+        If the folder cannot be written.
+    """
+    folder = trust_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
 def accepted_on(licence: str) -> str:
     """Return when a licence was accepted (ISO 8601, UTC); "" if it was not."""
     return _read(_licence(licence)).get("accepted", "")
@@ -89,9 +107,11 @@ def _write(path: Path, content: Mapping[str, str]) -> None:
     try:
         write_atomically(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path} ({error.strerror}); set {TRUST_VARIABLE} to a folder that you may write"
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write {path} ({error.strerror}); set {TRUST_VARIABLE} to a folder that you may write")
 
 
 def _now() -> str:

@@ -205,12 +205,15 @@ def test_many_processes_trust_at_once(tmp_path, trust):
     assert len(list(trust.rglob("*"))) == 4  # a folder and three records
 
 
-def test_a_folder_that_cannot_be_written_is_a_line(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_a_line(spec, behaviour, tmp_path, monkeypatch):
     (tmp_path / "mine.model").write_bytes(CONTENT)
     (tmp_path / "file").touch()
     monkeypatch.setenv("LATDYN_TRUST", str(tmp_path / "file"))
     with pytest.raises(UsageError, match=r"cannot write .*set LATDYN_TRUST to a folder that you may write$"):
         trust_file(tmp_path / "mine.model")
+    with pytest.raises(UsageError, match=r"set LATDYN_TRUST to a folder that you may write$"):
+        fetch(spec, tmp_path, retries=QUICK)
+    assert not behaviour.requests  # said before the download, not after it
 
 
 def test_local_files(tmp_path, monkeypatch):
