@@ -21,6 +21,7 @@ from pathlib import Path
 
 from driver.archive.reader import open_archive
 from driver.config import compose
+from driver.download import hash_file
 from driver.structures.convert import to_ase
 from driver.structures.materials import load_materials
 
@@ -58,6 +59,7 @@ def campaign_s(model: Path, steps: int, files: Sequence[Path], folder: Path, eva
         "model=file",
         f"models.file.path={model}",
         "models.file.key=benchmark",
+        f"models.file.sha256={hash_file(model)}",
         "dynamics.equilibration_ps=0.0",
         f"dynamics.production_ps={2e-3 * steps:g}",
         "dynamics.segment_ps=0.1",

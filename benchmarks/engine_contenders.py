@@ -58,10 +58,11 @@ def make_model(name: str, folder: Path) -> None:
 def prepare_model(path: Path, dtype: str) -> None:
     """Extract and compile what symmetrix-xl needs."""
     from driver.engine.load import load_model
-    from driver.engine.preparation import cache_folder, prepare
+    from driver.engine.preparation import prepare
+    from driver.models import prepared_folder
 
     file = model_file(path)
-    prepare(load_model(file), file, dtype, cache_folder(), 1)
+    prepare(load_model(file), file, dtype, prepared_folder(), 1)
 
 
 def model_file(path: Path) -> Any:
@@ -81,14 +82,15 @@ def mace_calculator(path: Path, dtype: str) -> Any:
 def native_calculator(path: Path, dtype: str) -> Any:
     """Return symmetrix-xl's ASE calculator as it comes, of the model as Latdyn has prepared it."""
     from driver.engine.load import load_model
-    from driver.engine.preparation import cache_folder, code_folder, extracted_model
+    from driver.engine.preparation import code_folder, extracted_model
+    from driver.models import prepared_folder
 
     # In another process, so that this one keeps the library's own settings.
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.engine_contenders", "prepare", str(path), dtype]
     subprocess.run(command, check=True, capture_output=True)
     file = model_file(path)
-    extracted = extracted_model(load_model(file), file, cache_folder())
-    os.environ["SYMMETRIX_JIT_CACHE"] = str(code_folder(cache_folder()))
+    extracted = extracted_model(load_model(file), file, prepared_folder())
+    os.environ["SYMMETRIX_JIT_CACHE"] = str(code_folder(prepared_folder()))
     from symmetrix import Symmetrix
 
     return Symmetrix(str(extracted), dtype=dtype)

@@ -75,9 +75,14 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     command = _add(commands, "merge", _merge, "make one archive of several of the same campaign")
     command.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE", help="the first is preferred")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="ARCHIVE", help="must not exist")
-    command = _add(commands, "models", _models, "list, fetch (compute nodes have no internet) or prepare models")
-    command.add_argument("action", nargs="?", default="list", choices=("list", "fetch", "prepare"))
-    command.add_argument("names", nargs="*", metavar="NAME", help="which to fetch, or to prepare for fast dynamics")
+    command = _add(commands, "models", _models, "list, fetch (compute nodes have no internet), trust or prepare models")
+    command.add_argument("action", nargs="?", default="list", choices=("list", "fetch", "trust", "prepare"))
+    command.add_argument(
+        "names", nargs="*", metavar="NAME", help="which to fetch, or to prepare for fast dynamics; trust: files"
+    )
+    command.add_argument(
+        "--accept-licence", action="append", default=[], metavar="LICENCE", help="fetch, trust: agree to it, as ASL"
+    )
     command.add_argument("--dtype", default="float32", choices=("float32", "float64"), help="prepare: precision")
     command.add_argument("--cache", metavar="DIR", help="folder of fetched models, instead of $LATDYN_MODELS")
     return parser
@@ -144,13 +149,15 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from driver.models_command import fetch_models, prepare_models, print_models
+    from driver.models_command import fetch_models, prepare_models, print_models, trust_models
 
     if options.action == "prepare":
         return prepare_models(options.names, options.cache, options.dtype)
     if options.action == "list":
         return print_models(options.cache)
-    return fetch_models(options.names, options.cache)
+    if options.action == "trust":
+        return trust_models(options.names, options.accept_licence)
+    return fetch_models(options.names, options.cache, options.accept_licence)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from driver.atomic import write_atomically
 from driver.errors import UsageError
 
 Progress = Callable[[int, int | None], None]
@@ -27,6 +28,10 @@ Progress = Callable[[int, int | None], None]
 
 _CHUNK_BYTES = 1 << 20
 _TEMPORARY_STATUS = {408, 429, 500, 502, 503, 504}
+
+
+class ChecksumError(UsageError):
+    """What was received is not what it should be."""
 
 
 class _BrokenOffError(Exception):
@@ -46,7 +51,13 @@ class Retries:
 
 
 def download(
-    url: str, target: Path, *, sha256: str = "", progress: Progress | None = None, retries: Retries | None = None
+    url: str,
+    target: Path,
+    *,
+    sha256: str = "",
+    check: Callable[[Path], None] | None = None,
+    progress: Progress | None = None,
+    retries: Retries | None = None,
 ) -> str:
     """Download a file, continuing what an earlier attempt has left.
 
@@ -58,6 +69,8 @@ def download(
         Appears, or is replaced, only when the whole file has been received and checked.
     sha256 : str
         What the file must have; "" if unknown.
+    check : callable, optional
+        Is given the whole file before it appears, and raises `UsageError` if it is not what it should be.
     progress : callable, optional
     retries : Retries, optional
 
@@ -76,16 +89,33 @@ def download(
         raise UsageError(f"cannot download {url!r}: only http and https addresses are fetched")
     part = target.with_name(target.name + ".part")
     with _opened(part) as stream:
-        _transfer(url, stream, part, target, progress or _silent, retries or Retries())
+        received = _transfer(url, stream, part, target, progress or _silent, retries or Retries())
         with _local(part):
             found = hash_file(part)
-            if sha256 and found != sha256.lower():
-                part.unlink()
-                raise UsageError(f"{url}: the file received has sha256 {found}, not {sha256}; it was thrown away")
+            try:
+                _check(url, part, found, received, sha256, check)
+            except UsageError:
+                part.unlink(missing_ok=True)
+                _validator_path(part).unlink(missing_ok=True)
+                raise
             record_sha256(target, found)
             part.replace(target)
             _validator_path(part).unlink(missing_ok=True)
     return found
+
+
+def _check(
+    url: str, part: Path, found: str, received: str | None, sha256: str, check: Callable[[Path], None] | None
+) -> None:
+    """Refuse a whole file that is not what it should be."""
+    if received not in (None, found):  # where locks do not reach, as on some parallel file systems
+        raise UsageError(
+            f"another process wrote to {part} meanwhile; it was thrown away: run this again, one at a time"
+        )
+    if sha256 and found != sha256.lower():
+        raise ChecksumError(f"{url}: the file received has sha256 {found}, not {sha256}; it was thrown away")
+    if check is not None:
+        check(part)
 
 
 def hash_file(path: Path) -> str:
@@ -96,18 +126,23 @@ def hash_file(path: Path) -> str:
 
 def record_sha256(path: Path, sha256: str) -> None:
     """Write `<path>.sha256`, in the format of sha256sum."""
-    record = path.with_name(path.name + ".sha256")
-    temporary = record.with_name(record.name + ".new")
-    temporary.write_text(f"{sha256}  {path.name}\n")
-    temporary.replace(record)
+    with _local(record_file(path)):
+        write_atomically(record_file(path), f"{sha256}  {path.name}\n")
+
+
+def record_file(path: Path) -> Path:
+    """Return the file that holds the checksum of another."""
+    return path.with_name(path.name + ".sha256")
 
 
 def recorded_sha256(path: Path) -> str:
     """Return the checksum in `<path>.sha256`; "" if there is none."""
     try:
-        words = path.with_name(path.name + ".sha256").read_text().split()
+        words = record_file(path).read_text().split()
     except FileNotFoundError:
         return ""
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {record_file(path)} ({error}); check its permissions, or remove it") from error
     return words[0] if words else ""
 
 
@@ -147,8 +182,9 @@ def _opened(part: Path) -> Iterator[FileIO]:
         try:
             yield stream
         finally:
-            if part.exists() and part.stat().st_size == 0:
-                part.unlink()
+            with suppress(OSError):
+                if part.stat().st_size == 0:
+                    part.unlink()
 
 
 def _lock(stream: FileIO, part: Path) -> None:
@@ -162,14 +198,13 @@ def _lock(stream: FileIO, part: Path) -> None:
         raise UsageError(f"another process has just finished downloading {part}; run this again")
 
 
-def _transfer(url: str, stream: FileIO, part: Path, target: Path, progress: Progress, retries: Retries) -> None:
-    """Append to the part until it is whole."""
+def _transfer(url: str, stream: FileIO, part: Path, target: Path, progress: Progress, retries: Retries) -> str | None:
+    """Append to the part until it is whole; return the sha256 of what came, None if nothing was left to come."""
     failures = 0
     while True:
         before = os.fstat(stream.fileno()).st_size
         try:
-            _receive(url, stream, part, progress, retries.timeout_s)
-            return
+            return _receive(url, stream, part, progress, retries.timeout_s)
         except _BrokenOffError as error:
             failures = 1 if os.fstat(stream.fileno()).st_size > before else failures + 1
             if failures >= retries.attempts:
@@ -180,8 +215,8 @@ def _transfer(url: str, stream: FileIO, part: Path, target: Path, progress: Prog
             time.sleep(retries.pause_s * 2 ** (failures - 1))
 
 
-def _receive(url: str, stream: FileIO, part: Path, progress: Progress, timeout_s: float) -> None:
-    """Make one request and append what it brings."""
+def _receive(url: str, stream: FileIO, part: Path, progress: Progress, timeout_s: float) -> str | None:
+    """Make one request and append what it brings; see `_transfer`."""
     offset = os.fstat(stream.fileno()).st_size
     validator = _read_validator(part)
     headers = {"User-Agent": "latdyn", "Accept-Encoding": "identity"}
@@ -189,11 +224,11 @@ def _receive(url: str, stream: FileIO, part: Path, progress: Progress, timeout_s
         headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s) as response:
-            _append(response, url, stream, part, progress)
+            return _append(response, url, stream, part, progress)
     except urllib.error.HTTPError as error:
         if error.code == 416 and offset:  # nothing beyond what is there: whole already, or of another size
             if error.headers.get("Content-Range", "").endswith(f"/{offset}"):
-                return
+                return None
             stream.truncate(0)
             raise _BrokenOffError("the unfinished file does not fit what the server has") from error
         if error.code in _TEMPORARY_STATUS:
@@ -203,7 +238,7 @@ def _receive(url: str, stream: FileIO, part: Path, progress: Progress, timeout_s
         raise _BrokenOffError(str(getattr(error, "reason", "")) or str(error) or type(error).__name__) from error
 
 
-def _append(response: http.client.HTTPResponse, url: str, stream: FileIO, part: Path, progress: Progress) -> None:
+def _append(response: http.client.HTTPResponse, url: str, stream: FileIO, part: Path, progress: Progress) -> str:
     if "text/html" in response.headers.get("Content-Type", ""):
         raise UsageError(f"cannot download {url}: the server answered with a web page; check the address")
     done = os.fstat(stream.fileno()).st_size
@@ -213,9 +248,11 @@ def _append(response: http.client.HTTPResponse, url: str, stream: FileIO, part: 
             stream.truncate(0)
             raise _BrokenOffError("the server continued at another place")
         total: int | None = int(span[2])
+        with _local(part), part.open("rb") as before:
+            digest = hashlib.file_digest(before, "sha256")
     else:
         stream.truncate(0)
-        done = 0
+        done, digest = 0, hashlib.sha256()
         length = response.headers.get("Content-Length")
         total = int(length) if length else None
         with _local(part):
@@ -224,12 +261,14 @@ def _append(response: http.client.HTTPResponse, url: str, stream: FileIO, part: 
     while chunk := response.read(_CHUNK_BYTES):
         with _local(part):
             _write(stream, chunk)
+        digest.update(chunk)
         done += len(chunk)
         progress(done, total)
     if total is not None and done != total:
         raise _BrokenOffError(f"the connection broke off after {done} of {total} bytes")
     with _local(part):
         os.fsync(stream.fileno())
+    return digest.hexdigest()
 
 
 def _write(stream: FileIO, data: bytes) -> None:
@@ -252,5 +291,5 @@ def _validator_path(part: Path) -> Path:
 def _read_validator(part: Path) -> str:
     try:
         return _validator_path(part).read_text()
-    except FileNotFoundError:
+    except (OSError, ValueError):  # without it the file is fetched from its start
         return ""

@@ -4,40 +4,84 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from driver.download import progress_bar
 from driver.errors import UsageError
-from driver.models import ModelSpec, cache_folder, configured_models, fetch, list_models, resolve
+from driver.models import (
+    ModelSpec,
+    cache_folder,
+    configured_models,
+    fetch,
+    licence_notice,
+    list_models,
+    prepared_folder,
+    require_licence,
+    resolve,
+    trust_file,
+)
+from driver.trust import accepted_on, trust_folder
 
 
 def print_models(cache: str | None) -> int:
-    """Print a table of all configured models and whether their files are here."""
+    """Print a table of all configured models, whether their files are here, and their licences."""
     specs = [spec for spec in configured_models().values() if spec.path or spec.url]
-    table = Table("model", "state", "size (MB)", "training data", "licence", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in ("model", "state", "size (MB)", "training data", "licence"):
+        table.add_column(column, no_wrap=column != "training data")
     for status in list_models(specs, cache_folder(cache)):
         size = f"{status.size_bytes / 1e6:.1f}" if status.size_bytes else ""
-        table.add_row(status.spec.key, status.state, size, status.spec.training_data, status.spec.licence)
+        table.add_row(status.spec.key, status.state, size, status.spec.training_data, _licence(status.spec))
     Console().print(table)
+    for licence, url in sorted({(spec.licence, spec.licence_url) for spec in specs if licence_notice(spec)}):
+        print(f"{licence}: {url}")
     print(f"cache: {cache_folder(cache)}; fetch with: python -m driver models fetch NAME ...")
     return 0
 
 
-def fetch_models(names: Sequence[str], cache: str | None) -> int:
+def fetch_models(names: Sequence[str], cache: str | None, licences: Sequence[str] = ()) -> int:
     """Download models into the cache.
+
+    Parameters
+    ----------
+    names : sequence of str
+    cache : str or None
+        See `driver.models.cache_folder`.
+    licences : sequence of str
+        Which ones the user accepts; others that restrict use are asked for on a terminal.
 
     Raises
     ------
     UsageError
-        For a name that is not configured, or a download that fails.
+        For a name that is not configured, a licence that is not accepted, or a download that fails.
     """
-    for spec in _chosen("fetch", names):
-        _fetch(spec, cache)
+    specs = _chosen("fetch", names)
+    accept = _acceptance(licences)
+    for spec in specs:
+        _fetch(spec, cache, accept)
+    return 0
+
+
+def trust_models(files: Sequence[str], licences: Sequence[str] = ()) -> int:
+    """Remember, by their content, that model files may be loaded.
+
+    Raises
+    ------
+    UsageError
+        For what is no model file, or a licence that is not accepted.
+    """
+    if not files:
+        raise UsageError("models trust: name the files that may be loaded, as: python -m driver models trust my.model")
+    for file in files:
+        print(f"trusted from now on: {file} sha256 {trust_file(Path(file).expanduser(), _acceptance(licences))}")
+    print(f"remembered in {trust_folder()}")
     return 0
 
 
@@ -58,7 +102,6 @@ def prepare_models(names: Sequence[str], cache: str | None, dtype: str) -> int:
     warnings.simplefilter("ignore")  # of torch, e3nn and mace: for their developers
     with contextlib.redirect_stdout(io.StringIO()):
         from driver.engine.engine import Engine  # takes seconds and hundreds of megabytes
-        from driver.engine.preparation import cache_folder as prepared_folder
 
     engine = Engine("cpu", threads=1)
     for file in files:
@@ -80,7 +123,35 @@ def _chosen(action: str, names: Sequence[str]) -> list[ModelSpec]:
     return [known[name] for name in names]
 
 
-def _fetch(spec: ModelSpec, cache: str | None) -> None:
+def _fetch(spec: ModelSpec, cache: str | None, accept: Callable[[ModelSpec], bool]) -> None:
+    require_licence(spec, accept)  # asked before there is a bar
+    told: list[str] = []
     with progress_bar(spec.key) as bar:
-        file = fetch(spec, cache_folder(cache), progress=bar, notify=print)
-    print(f"{spec.key}: {file.path} sha256 {file.sha256}")
+        file = fetch(spec, cache_folder(cache), progress=bar, notify=told.append)
+    print(f"{spec.key}: {file.path} sha256 {file.sha256}, licence {spec.licence}")
+    for line in told:
+        print(line)
+
+
+def _licence(spec: ModelSpec) -> str:
+    if not licence_notice(spec):
+        return spec.licence
+    accepted = accepted_on(spec.licence)
+    return f"{spec.licence}, accepted {accepted[:10]}" if accepted else f"{spec.licence}, not accepted"
+
+
+def _acceptance(licences: Sequence[str]) -> Callable[[ModelSpec], bool]:
+    """Return what tells whether the user accepts a model's licence, asking on a terminal."""
+
+    def accept(spec: ModelSpec) -> bool:
+        if spec.licence in licences:
+            return True
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return False
+        print(f"{licence_notice(spec)}.")
+        try:
+            return input(f"Do you accept the terms of {spec.licence}? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
+    return accept

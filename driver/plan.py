@@ -13,7 +13,7 @@ from rich.table import Table
 from driver.archive.reader import ArchiveView, open_archive
 from driver.archive.records import STAGES, TaskKey, TaskState
 from driver.progress import duration
-from driver.run import Campaign, load_campaign
+from driver.run import Campaign, check_campaign_models, load_campaign
 from driver.settings import DynamicsSettings, Settings
 from driver.tasks import TaskSpec
 
@@ -111,6 +111,7 @@ def print_plan(overrides: Sequence[str], config_dir: Path | None) -> int:
         As `run` would.
     """
     campaign = load_campaign(overrides, config_dir)
+    check_campaign_models(campaign)
     states: dict[TaskKey, TaskState] = {}
     rate = None
     if campaign.archive.exists():

@@ -33,7 +33,8 @@ from driver.errors import InterruptedRunError, LatdynError, UsageError
 from driver.guard import Guard
 from driver.interrupts import Interrupts, leaving_when_overdue
 from driver.master import Master, Summary
-from driver.models import ModelFile, cache_folder, model_record, resolve
+from driver.model_checks import ModelFacts, check_models
+from driver.models import ModelFile, cache_folder, model_record, prepared_folder, resolve
 from driver.patience import patience_in
 from driver.progress import duration, log_to, make_progress
 from driver.scheduler import Counts, Scheduler
@@ -138,8 +139,7 @@ def _run_alone(
     world: World, overrides: Sequence[str], config_dir: Path | None, early: Interrupts, *, debug: bool
 ) -> int:
     campaign = load_campaign(overrides, config_dir)
-    done = _nothing_left(campaign)
-    return _say_nothing_is_left(campaign, done) if done else _lead(world, None, campaign, early, debug=debug)
+    return _say_or_lead(world, None, campaign, early, debug=debug)
 
 
 def _lead_others(
@@ -149,13 +149,17 @@ def _lead_others(
     port = MPIMaster(world)
     try:
         campaign = load_campaign(overrides, config_dir)
-        done = _nothing_left(campaign)
-        return _say_nothing_is_left(campaign, done) if done else _lead(world, port, campaign, early, debug=debug)
+        return _say_or_lead(world, port, campaign, early, debug=debug)
     finally:
         port.part()
 
 
-def _say_nothing_is_left(campaign: Campaign, counts: Counts) -> int:
+def _say_or_lead(world: World, port: MPIMaster | None, campaign: Campaign, early: Interrupts, *, debug: bool) -> int:
+    """Run the campaign, or say that there is nothing left to do."""
+    counts = _nothing_left(campaign)
+    if counts is None:
+        check_campaign_models(campaign, early)
+        return _lead(world, port, campaign, early, debug=debug)
     print(f"{campaign.configuration.settings.name}: nothing left to do; {_described(counts, campaign)}")
     return _exit_code(Summary(counts, "", 0.0), campaign)
 
@@ -174,6 +178,12 @@ def load_campaign(overrides: Sequence[str], config_dir: Path | None = None) -> C
     models = {spec.key: resolve(spec, cache) for spec in configuration.models}
     tasks = build_tasks(materials.records, models, configuration.settings)
     return Campaign(configuration, materials, models, tasks)
+
+
+def check_campaign_models(campaign: Campaign, interrupts: Interrupts | None = None) -> Mapping[str, ModelFacts]:
+    """Load the models of a campaign to see whether they can be used; see `driver.model_checks.check_models`."""
+    folder = prepared_folder(campaign.configuration.settings.engine.cache)
+    return check_models(campaign.models.values(), folder, lambda: interrupts is not None and interrupts.requested)
 
 
 def _nothing_left(campaign: Campaign) -> Counts | None:

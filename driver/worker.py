@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from driver.archive.records import TaskFailure, TaskResult
 from driver.batch_size import BatchSize, BatchSizer, Memory
-from driver.errors import LatdynError
+from driver.errors import InterruptedRunError, LatdynError
 from driver.interrupts import Interrupts
 from driver.messages import (
     Drain,
@@ -136,6 +136,8 @@ class Worker:
         """Load the models, then introduce itself."""
         try:
             yield from map(Notice, self._runner.check(self._models.values(), self._must_stop))
+        except InterruptedRunError:
+            return
         except Exception as error:
             yield self._refusal(_described(error))
             return

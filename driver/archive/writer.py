@@ -12,7 +12,15 @@ from types import TracebackType
 import h5py
 
 from driver.archive.creation import LIBVER, empty_archive, place
-from driver.archive.datasets import append_rows, create_dataset, open_group, table_length, write_structure
+from driver.archive.datasets import (
+    append_rows,
+    create_dataset,
+    open_group,
+    table_length,
+    table_type,
+    write_rows,
+    write_structure,
+)
 from driver.archive.journal import JournaledFile
 from driver.archive.lock import WriterLock
 from driver.archive.reader import ArchiveView
@@ -177,27 +185,36 @@ class ArchiveWriter:
     def add_models(self, models: Sequence[ModelRecord]) -> int:
         """Add models that are not there yet; return how many.
 
+        A model that no task has used yet takes the place of the one of the same key, as when that was a wrong file.
+
         Raises
         ------
         ArchiveError
             If a model is there with another sha256 or head, or its key cannot be used.
         """
         new: dict[str, ModelRecord] = {}
-        known = {**self._models}
+        replaced: dict[str, ModelRecord] = {}
         for record in models:
-            stored = known.setdefault(record.key, record)
-            if record.key not in self._models and stored is record:
+            stored = {**self._models, **replaced, **new}.get(record.key)
+            different = [
+                name for name in ("sha256", "head") if stored and getattr(stored, name) != getattr(record, name)
+            ]
+            if stored is None:
                 new[record.key] = record
-            for what in ("sha256", "head"):
-                old, now = getattr(stored, what), getattr(record, what)
-                if old != now:
-                    raise ArchiveError(
-                        f"model {record.key} is in {self.path} with another {what} ({old!r}, now {now!r}):"
-                        " use the same file, or give the new one another key"
-                    )
+            elif different and record.key in self._models and record.key not in replaced and self._unused(record.key):
+                replaced[record.key] = record
+            elif different:
+                old, now = getattr(stored, different[0]), getattr(record, different[0])
+                raise ArchiveError(
+                    f"model {record.key} is in {self.path} with another {different[0]} ({old!r}, now {now!r}):"
+                    " use the same file, or give the new one another key"
+                )
         rows = to_rows("models", [model_row(record) for record in new.values()])
-        if new:
+        if new or replaced:
             with self.transaction():
+                for key, record in replaced.items():
+                    row = to_rows("models", [model_row(record)])
+                    write_rows(self.h5["tables/models"].id, self._model_rows[key], row, table_type("models"))
                 append_rows(self.h5, "models", rows)
             self._load_index()
         return len(new)
@@ -299,6 +316,10 @@ class ArchiveWriter:
     def _state(self, key: TaskKey, states: dict[TaskKey, TaskState]) -> str:
         state = states.get(key) or self._states.get(key)
         return state.status if state else ""
+
+    def _unused(self, model: str) -> bool:
+        """Tell whether no attempt at any task of a model is stored."""
+        return not any(key.model == model for key in self._states)
 
     def _check(self, attempt: Attempt, states: dict[TaskKey, TaskState]) -> None:
         key = attempt.key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from ase.data import chemical_symbols
@@ -18,11 +18,11 @@ from driver.engine.interface import Evaluator
 from driver.engine.kernels import with_cuequivariance
 from driver.engine.load import choose_head, load_model, parse_dtype
 from driver.engine.memory import default_capacity_atoms
-from driver.engine.preparation import UnfitError, cache_folder, is_prepared, prepare
+from driver.engine.preparation import UnfitError, is_prepared, prepare
 from driver.engine.select import select_elements
 from driver.engine.symmetrix import SymmetrixEvaluator
 from driver.errors import TaskError, UsageError
-from driver.models import ModelFile
+from driver.models import ModelFile, prepared_folder
 from driver.settings import EngineSettings
 
 MAX_EVALUATORS = 16
@@ -69,7 +69,6 @@ class Engine:
         Parameters
         ----------
         model : ModelFile
-            From a trusted source: a model file can run code.
         numbers : iterable of int
             Atomic numbers, in any order, repeated or not.
         dtype : str
@@ -175,40 +174,57 @@ class Engine:
             self._sizers[key] = BatchSizer(atoms, fixed=self._capacity_atoms is not None)
         return self._sizers[key]
 
-    def prepare(self, model: ModelFile, dtype: str, stage: str = "dynamics") -> str:
+    def prepare(
+        self, model: ModelFile, dtype: str, stage: str = "dynamics", stop: Callable[[], bool] | None = None
+    ) -> str:
         """Extract and compile what the fast evaluator needs of a model, if a stage is to use it.
+
+        Parameters
+        ----------
+        model : ModelFile
+        dtype : str
+        stage : str
+        stop : callable, optional
+            Asked several times a second while something is made; once it is true, that is given up.
 
         Returns
         -------
         str
             "" if it can be used, else why not.
+
+        Raises
+        ------
+        InterruptedRunError
+            `stop` has become true; the next call begins anew.
         """
         setting, wanted = self._settings.evaluator_of(stage)
         if wanted == "torch":
             return f"{setting} is torch"
-        fast = self._prepared(model, dtype)
+        fast = self._prepared(model, dtype, stop)
         return str(fast) if isinstance(fast, UnfitError) else ""
 
     def must_compile(self, model: ModelFile, dtype: str, stage: str = "dynamics") -> bool:
         """Tell whether `prepare` would take minutes."""
         if self.device.type != "cpu" or self._settings.evaluator_of(stage)[1] == "torch":
             return False
-        return not is_prepared(self._model(model), model, dtype, cache_folder(self._settings.cache))
+        return not is_prepared(self._model(model), model, dtype, prepared_folder(self._settings.cache))
 
     def take_notices(self) -> list[str]:
         """Return, once, where the reference has had to take the place of the fast evaluator, and why."""
         taken, self._notices = self._notices, []
         return taken
 
-    def _prepared(self, model: ModelFile, dtype: str) -> SymmetrixEvaluator | UnfitError:
+    def _prepared(
+        self, model: ModelFile, dtype: str, stop: Callable[[], bool] | None = None
+    ) -> SymmetrixEvaluator | UnfitError:
         """Return the fast evaluator of all elements of a model, or why there is none; found out once."""
         key = (model.sha256, choose_head(self._model(model), model), parse_dtype(dtype))
         if key not in self._fast:
             try:
                 if self.device.type != "cpu":
                     raise UnfitError(f"symmetrix is used on CPUs only, and this is {self.device}")
-                folder = cache_folder(self._settings.cache)
-                self._fast[key] = prepare(self._model(model), model, dtype, folder, torch.get_num_threads())
+                folder = prepared_folder(self._settings.cache)
+                self._fast[key] = prepare(self._model(model), model, dtype, folder, torch.get_num_threads(), stop)
             except UnfitError as error:
                 self._fast[key] = error
                 if self.device.type == "cpu":  # elsewhere nobody expects it

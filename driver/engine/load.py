@@ -1,21 +1,21 @@
 """Loading MACE model files.
 
-A .model file is a Python pickle: loading one runs whatever code it contains. Load only files from a source you trust;
-the sha256 that a campaign records says which file it was.
+A .model file is a Python pickle: loading one runs whatever code it contains. So what is loaded are the very bytes whose
+sha256 was found to be trusted (`driver.models.resolve`), not whatever the path holds by now.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from pathlib import Path
+import hashlib
+import io
 from typing import Any
 
 import torch
 from mace.modules.models import MACE, ScaleShiftMACE
 
 from driver.errors import UsageError
-from driver.models import ModelFile
+from driver.model_container import refuse_other_files
+from driver.models import ModelFile, head_index
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -26,7 +26,7 @@ def load_model(file: ModelFile) -> MACE:
     Parameters
     ----------
     file : ModelFile
-        From a trusted source: see the module's docstring.
+        What is loaded has its sha256; that it may be loaded has been found out before.
 
     Returns
     -------
@@ -36,24 +36,47 @@ def load_model(file: ModelFile) -> MACE:
     Raises
     ------
     UsageError
-        The file is missing, damaged, or not a MACE energy model that this program can evaluate.
+        The file is missing, damaged, another one than was checked, or not a MACE energy model that this program can
+        evaluate.
     """
     where = f"model {file.key} ({file.path})"
-    _check_container(file.path, where)
+    content = open_model(file)
     try:
-        model = torch.load(file.path, map_location="cpu", weights_only=False)
+        model = torch.load(content, map_location="cpu", weights_only=False)
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{where} needs the Python package {error.name!r}, which is not installed; "
             "install it, or use the model as plain MACE (e3nn) saved by mace-torch"
         ) from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, ImportError, ValueError) as error:
+    except Exception as error:  # unpickling may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{where} cannot be loaded: {reason}; fetch the file again or check its source") from error
     _check_architecture(model, where)
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def open_model(file: ModelFile) -> io.BytesIO:
+    """Return the content of a model file, which has the sha256 of `file`.
+
+    Raises
+    ------
+    UsageError
+        It has another one by now, or is no model.
+    """
+    where = f"model {file.key} ({file.path})"
+    refuse_other_files(file.path, where)
+    try:
+        content = file.path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{where} cannot be read ({error.strerror}); check its permissions") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != file.sha256:
+        raise UsageError(
+            f"{where} has sha256 {found}, not {file.sha256}: it was changed meanwhile; run the command again"
+        )
+    return io.BytesIO(content)
 
 
 def choose_head(model: MACE, file: ModelFile) -> int:
@@ -66,17 +89,12 @@ def choose_head(model: MACE, file: ModelFile) -> int:
     UsageError
         There is no such head; the message names those that there are.
     """
-    heads = list(getattr(model, "heads", None) or ["Default"])
-    if file.head in heads:
-        return heads.index(file.head)
-    if not file.head:
-        if len(heads) == 1:
-            return 0
-        defaults = [index for index, head in enumerate(heads) if head.lower() == "default"]
-        if defaults:
-            return defaults[0]
-        raise UsageError(f"model {file.key} has several heads and no default: set head to one of {', '.join(heads)}")
-    raise UsageError(f"model {file.key} has no head {file.head!r}: set head to one of {', '.join(heads)}")
+    return head_index(heads_of(model), file)
+
+
+def heads_of(model: MACE) -> tuple[str, ...]:
+    """Return the names of a model's heads."""
+    return tuple(map(str, getattr(model, "heads", None) or ["Default"]))
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -84,20 +102,6 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UsageError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _check_container(path: Path, where: str) -> None:
-    """Refuse what cannot be a saved model before it is unpickled, with the likely reason."""
-    if not path.is_file():
-        raise UsageError(f"{where}: no such file; `python -m driver models fetch` downloads the foundation models")
-    with path.open("rb") as stream:
-        head = stream.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{where} is a Git LFS pointer, not the model; run `git lfs pull` or download the file itself")
-    if head.lstrip()[:1] == b"<":
-        raise UsageError(f"{where} is a web page, not a model; download the file itself")
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise UsageError(f"{where} is truncated ({path.stat().st_size} bytes); fetch it again")
 
 
 def _check_architecture(model: Any, where: str) -> None:

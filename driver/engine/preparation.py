@@ -3,6 +3,10 @@
 Below the cache's folder: `extracted/<digest>/`, a model as symmetrix-xl reads it, for all of its elements, so that new
 materials need no new one; `compiled/<CPU>/`, code for one kind of CPU, which depends on the architecture of a model but
 not on its weights or elements; and `compiled/<CPU>-<digest>`, there when that code is.
+
+Both are done in a child process of whichever process comes first: for many seconds they would hold this one's
+interpreter (writing and reading files of hundreds of megabytes of JSON), so that it could neither show that it lives
+nor be asked to stop.
 """
 
 from __future__ import annotations
@@ -10,23 +14,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import json
-import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mace.modules.models import MACE
 
+from driver.engine.child import call
 from driver.engine.load import choose_head, parse_dtype
+from driver.engine.native import open_native
 from driver.engine.once import made_once
 from driver.engine.symmetrix import SymmetrixEvaluator
-from driver.errors import LatdynError
+from driver.errors import InterruptedRunError, LatdynError, UsageError
 from driver.models import ModelFile
-
-CACHE_VARIABLE = "LATDYN_CACHE"
 
 _LAYOUT = 2
 """Counts up when what is stored changes."""
@@ -39,9 +41,7 @@ _NATIVE_SETTINGS = {
 }
 """Environment of the native library, where the user has not set it."""
 
-_SPLINE_POINTS = 1024
-"""Of each radial function. The library's 256 bend them enough to be 2e-4 off in force constants; these, 7e-6 (measured
-with models of random weights), at the same speed."""
+Stop = Callable[[], bool]
 
 _X86_64_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 """What the wheel's native library needs: without them it would end the process."""
@@ -51,13 +51,9 @@ class UnfitError(LatdynError):
     """The fast evaluator cannot be used for a model, or not on this machine; the message says why."""
 
 
-def cache_folder(setting: str | None = None) -> Path:
-    """Return the folder of prepared models: the setting, else $LATDYN_CACHE, else ~/.cache/latdyn/prepared."""
-    chosen = setting or os.environ.get(CACHE_VARIABLE) or "~/.cache/latdyn/prepared"
-    return Path(chosen).expanduser().absolute()
-
-
-def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int) -> SymmetrixEvaluator:
+def prepare(
+    model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int, stop: Stop | None = None
+) -> SymmetrixEvaluator:
     """Return the fast evaluator of a model, extracting and compiling first what no process has yet.
 
     Parameters
@@ -68,12 +64,18 @@ def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int)
     dtype : str
         "float32" or "float64".
     cache : Path
-        From `cache_folder`.
+        From `driver.models.prepared_folder`.
     threads : int
         Of the evaluator; the first one of a process decides for all.
+    stop : callable, optional
+        Asked several times a second while something is made; once it is true, that is given up.
 
     Raises
     ------
+    InterruptedRunError
+        `stop` has become true; what was begun is not in the cache.
+    UsageError
+        The file is not the one that `model` was loaded from.
     UnfitError
         symmetrix-xl is not installed, does not run on this CPU, does not know the model's architecture, or finds no
         compiler.
@@ -85,8 +87,10 @@ def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int)
     for name, value in _NATIVE_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        extracted = extracted_model(model, file, cache).parent
-        native = _compiled(extracted, dtype, cache / "compiled", version)
+        extracted = extracted_model(model, file, cache, stop).parent
+        native = _compiled(extracted, dtype, cache / "compiled", version, stop)
+    except (InterruptedRunError, UsageError):
+        raise
     except Exception as error:  # whatever a young library raises, the reference can take over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnfitError(f"symmetrix-xl {version}: {reason[:300]}") from error
@@ -103,10 +107,15 @@ def is_prepared(model: MACE, file: ModelFile, dtype: str, cache: Path) -> bool:
     return extracted.is_dir() and _stamp(extracted, dtype, cache / "compiled", version).is_dir()
 
 
-def extracted_model(model: MACE, file: ModelFile, cache: Path) -> Path:
+def extracted_model(model: MACE, file: ModelFile, cache: Path, stop: Stop | None = None) -> Path:
     """Return the model as symmetrix-xl reads it, extracting it first if no process has yet; as `prepare` does."""
     target = _extracted_folder(model, file, cache, importlib.metadata.version("symmetrix-xl"))
-    return made_once(target, lambda folder: _extract(file, _head(model, file), folder)) / "model.json"
+    given = {"key": file.key, "path": str(file.path), "sha256": file.sha256, "head": _head(model, file)}
+
+    def make(folder: Path) -> None:
+        call("driver.engine.native:extract", {**given, "folder": str(folder)}, stop=stop)
+
+    return made_once(target, make) / "model.json"
 
 
 def _extracted_folder(model: MACE, file: ModelFile, cache: Path, version: str) -> Path:
@@ -134,40 +143,25 @@ def _usable_version() -> str:
     return version
 
 
-def _extract(file: ModelFile, head: str, folder: Path) -> None:
-    """Write a model as symmetrix-xl reads it, and what its code is generated from."""
-    from symmetrix.extract_mace_data import extract_mace_data
-
-    with _silenced():
-        data = extract_mace_data(str(file.path), head=head or None, num_spline_points=_SPLINE_POINTS)
-    (folder / "model.json").write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
-    contracts = {name: data.get(name) for name in ("model_type", "execution_contracts")}
-    (folder / "contracts.json").write_text(json.dumps(contracts, sort_keys=True), encoding="utf-8")
-
-
-def _compiled(extracted: Path, dtype: str, folder: Path, version: str) -> Any:
+def _compiled(extracted: Path, dtype: str, folder: Path, version: str, stop: Stop | None = None) -> Any:
     """Return a native evaluator, compiled for this kind of CPU if it is not yet."""
     code = code_folder(folder.parent)
     code.mkdir(parents=True, exist_ok=True)
     code.chmod(0o700)  # the library refuses code that others could have written
     os.environ["SYMMETRIX_JIT_CACHE"] = str(code)
-    made: list[Any] = []
+
+    def make(_: Path) -> None:
+        call("driver.engine.native:compile_code", {"extracted": str(extracted), "dtype": dtype}, stop=stop)
+
     # The library has locks of its own, but waits for two minutes at most: compiling may take longer.
-    made_once(_stamp(extracted, dtype, folder, version), lambda _: made.append(_native(extracted, dtype)))
-    return made[0] if made else _native(extracted, dtype)
+    made_once(_stamp(extracted, dtype, folder, version), make)
+    return open_native(extracted, dtype)
 
 
 def _stamp(extracted: Path, dtype: str, folder: Path, version: str) -> Path:
     """Return the folder that is there when code for a model, or for another one of its architecture, is."""
     key = _digest(_LAYOUT, version, dtype, (extracted / "contracts.json").read_text(encoding="utf-8"))
     return folder / f"{_cpu_digest()}-{key}"
-
-
-def _native(extracted: Path, dtype: str) -> Any:
-    from symmetrix import Symmetrix
-
-    with _silenced():
-        return Symmetrix(str(extracted / "model.json"), dtype=dtype).evaluator
 
 
 def _cpu() -> dict[str, Any]:
@@ -187,15 +181,3 @@ def _cpu_digest() -> str:
 
 def _digest(*parts: object) -> str:
     return hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=12).hexdigest()
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep the library's remarks to its developers out of the log."""
-    before, handlers = logging.root.manager.disable, list(logging.root.handlers)
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        logging.root.handlers[:] = handlers  # logging.warning() sets one up, even if it is silent

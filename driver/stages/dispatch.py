@@ -65,7 +65,7 @@ class EngineRunner:
                 if stage in self._settings.stages:
                     if self._engine.must_compile(model, dtype, stage):
                         yield f"model {model.key}: preparing symmetrix in {dtype}; takes minutes, once per kind of CPU"
-                    self._engine.prepare(model, dtype, stage)
+                    self._engine.prepare(model, dtype, stage, stop)
                     yield from self.notices()
 
     def run(

@@ -5,6 +5,9 @@ import hashlib
 import os
 import resource
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from http_server import Behaviour, serve
@@ -12,6 +15,7 @@ from http_server import Behaviour, serve
 from driver.download import Retries, download, hash_file, progress_bar, recorded_sha256
 from driver.errors import UsageError
 
+ROOT = Path(__file__).resolve().parents[2]
 CONTENT = os.urandom(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 QUICK = Retries(attempts=3, pause_s=0.01, timeout_s=5.0)
@@ -167,6 +171,35 @@ def test_a_second_download_of_the_same_file_is_refused(url, target):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="another process"):
             download(url, target, retries=QUICK)
+
+
+def test_two_at_once_without_locks_leave_no_damage(url, target, monkeypatch):
+    """As where each node of a parallel file system grants every lock."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+
+    def other(done, total):
+        if 0 < done < len(CONTENT):
+            with (target.parent / "m.model.part").open("r+b") as stream:
+                stream.write(b"other")
+
+    with pytest.raises(UsageError, match=r"another process wrote to .* run this again"):
+        download(url, target, progress=other, retries=QUICK)
+    assert list(target.parent.iterdir()) == []
+    download(url, target, retries=QUICK)
+    assert_complete(target)
+
+
+def test_two_processes_at_once_leave_one_whole_file(url, target):
+    code = "import sys, pathlib, driver.download as d; d.download(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, url, str(target)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert 0 in codes
+    assert all(not error or "another process" in error for error in errors), errors
+    assert_complete(target)
 
 
 def test_a_folder_that_cannot_be_written_is_named(url, tmp_path):

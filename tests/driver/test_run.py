@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import shutil
+import zipfile
 from pathlib import Path
 
 import ase.io
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from campaigns import SHORT, call, run_campaign
+from campaigns import ROOT, SHORT, call, run_campaign
 
 from driver.archive.reader import open_archive
+from driver.archive.records import Header, ModelRecord
+from driver.archive.writer import ArchiveWriter
+from driver.config import compose
+from driver.download import hash_file
+from driver.settings import physics_of
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +128,54 @@ def test_wrong_usage_is_one_line_with_the_remedy(arguments, message, tmp_path, m
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_a_file_that_is_no_model_ends_the_run_with_its_name(tmp_path):
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_file_that_is_no_model_is_a_line_and_leaves_no_archive(tmp_path, command):
     (tmp_path / "fake.model").write_text("version https://git-lfs.github.com/spec/v1\n")
-    result = run_campaign(tmp_path, *SHORT, "model=file", f"models.file.path={tmp_path / 'fake.model'}")
+    own = ["model=file", f"models.file.path={tmp_path / 'fake.model'}"]
+    result = call(["driver", command, f"runs={tmp_path}", *SHORT, *own])
     assert result.returncode == 2
-    assert "fake.model" in result.stderr and "Traceback" not in result.stderr
+    assert "fake.model" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "smoke").exists()
+
+
+@pytest.fixture
+def own_model(tmp_path) -> Path:
+    """The demo's weights in a file with another sha256, which nobody has agreed to load."""
+    path = tmp_path / "own.model"
+    shutil.copy(ROOT / "models/demo/demo.model", path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"mine"
+    return path
+
+
+def test_an_own_model_runs_once_it_is_trusted_and_takes_the_place_of_a_wrong_one(tmp_path, own_model):
+    wrong = tmp_path / "wrong.model"
+    wrong.write_bytes(pickle.dumps({"weights": 1}))
+    overrides = [*SHORT, "stages=[relax]", "materials.limit=1", "model=file", "models.file.key=my", f"runs={tmp_path}"]
+
+    def outcome(*arguments: str) -> tuple[int, str]:
+        result = call(["driver", *arguments])
+        assert "Traceback" not in result.stderr
+        return result.returncode, result.stderr
+
+    for command in ("plan", "run"):
+        code, text = outcome(command, *overrides, f"models.file.path={own_model}")
+        assert code == 2 and text.endswith(f"type: python -m driver models trust {own_model}\n")
+        assert len(text.splitlines()) == 1
+        code, text = outcome(command, *overrides, f"models.file.path={wrong}", f"models.file.sha256={hash_file(wrong)}")
+        assert code == 2 and f"model my ({wrong}) cannot be loaded" in text and len(text.splitlines()) == 1
+    assert not (tmp_path / "smoke").exists()
+    assert outcome("models", "trust", str(own_model))[0] == 0
+    header = Header("smoke", 0, "", physics_of(compose(overrides).settings), {})
+    with ArchiveWriter.create(tmp_path / "smoke" / "archive.h5", header) as writer:  # as one that was not checked first
+        writer.add_models([ModelRecord("my", "wrong.model", hash_file(wrong))])
+    code, text = outcome("run", *overrides, f"models.file.path={own_model}")
+    assert code == 0, text
+    with open_archive(tmp_path / "smoke" / "archive.h5") as view:
+        assert view.models()["my"].sha256 == hash_file(own_model)
+    # now there is a result, which is that of this file
+    code, text = outcome("run", *overrides, "models.file.path=models/demo/demo.model", "stages=[relax,displace]")
+    assert code == 2 and "another sha256" in text
 
 
 def test_plan_counts_what_would_run(tmp_path):

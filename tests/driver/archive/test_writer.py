@@ -100,11 +100,31 @@ def test_changed_material_or_model_is_refused(tmp_path: Path) -> None:
             writer.add_materials([material("C"), changed])
         with pytest.raises(ArchiveError, match=r"material D .* another structure"):
             writer.add_materials([material("D"), dataclasses.replace(material("D"), structure=material("B").structure)])
+        writer.commit([attempt(relax_result("A", "m"))])
         with pytest.raises(ArchiveError, match=r"model m .* another sha256 \('m-sha256', now 'other'\)"):
             writer.add_models([dataclasses.replace(model("m"), sha256="other")])
         with pytest.raises(ArchiveError, match=r"model m .* another head"):
             writer.add_models([dataclasses.replace(model("m"), head="omat")])
         assert list(writer.view.materials()) == ["A", "B"]
+
+
+def test_a_model_that_nothing_was_computed_with_gives_way_to_another_file(tmp_path: Path) -> None:
+    right = dataclasses.replace(model("m"), file="right.model", sha256="other", head="omat")
+    with new_archive(tmp_path / PATH) as writer:
+        writer.commit([attempt(relax_result("A", "n"))])
+        assert writer.add_models([right, model("n"), model("o")]) == 1
+        with pytest.raises(ArchiveError, match=r"model n .* another sha256"):
+            writer.add_models(
+                [dataclasses.replace(model("m"), sha256="third"), dataclasses.replace(model("n"), sha256="x")]
+            )
+        assert writer.view.models()["m"] == right
+        writer.commit([attempt(relax_result("A", "m"))])
+        with pytest.raises(ArchiveError, match=r"model m .* another sha256"):
+            writer.add_models([model("m")])
+    with open_archive(tmp_path / PATH) as view:
+        assert list(view.models()) == ["m", "n", "o"]
+        assert view.models()["m"] == right
+    assert verify(tmp_path / PATH) == []
 
 
 @pytest.mark.parametrize("key", ["", ".", "..", "a/b", "/", " a", "a\n", "tab\tkey", "structure"])

@@ -15,6 +15,7 @@ from model_zoo import ARCHITECTURES, FEW_ELEMENTS
 from random_structures import random_structure
 
 from driver.archive.records import Structure
+from driver.download import hash_file
 from driver.engine.batch import StructureBatch
 from driver.engine.engine import Engine
 from driver.engine.interface import Evaluation, Evaluator
@@ -230,7 +231,7 @@ def test_refuses_what_does_not_fit(evaluator: Evaluator, structures: list[Struct
 def test_agrees_on_the_demo_model() -> None:
     path = Path(__file__).parents[3] / "models" / "demo" / "demo.model"
     assert path.is_file(), f"{path} belongs to the repository"
-    model = ModelFile("demo", path, "demo")
+    model = ModelFile("demo", path, hash_file(path))
     halides = [random_structure((11, 17, 49, 55), 10, seed=8, volume_per_atom_A3=32.0)]
     evaluator = Engine().evaluator(model, (11, 17, 49, 55), "float64")
     assert_equal(evaluate(evaluator, halides), with_calculator(halides, model))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +18,21 @@ from driver.models import ModelFile
 Zoo = Callable[..., ModelFile]
 
 
+class Awkward:
+    """What cannot be unpickled without arguments."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (divmod, (1, 0))
+
+
 def written(path: Path, content: bytes) -> ModelFile:
     path.write_bytes(content)
-    return ModelFile("mine", path, "")
+    return ModelFile("mine", path, hashlib.sha256(content).hexdigest())
+
+
+def saved(path: Path, content: object) -> ModelFile:
+    torch.save(content, path)
+    return written(path, path.read_bytes())
 
 
 def test_loads_a_model_ready_for_inference(zoo: Zoo) -> None:
@@ -36,8 +50,12 @@ def test_names_the_file_and_the_remedy(zoo: Zoo, tmp_path: Path) -> None:
         ),
         "web page.*download": written(tmp_path / "b", b"<!DOCTYPE html><html></html>"),
         "truncated.*fetch it again": written(tmp_path / "c", good[: len(good) // 2]),
-        "cannot be loaded.*fetch the file again": written(tmp_path / "d", b"something else entirely"),
-        "cannot be loaded: .*; fetch": written(tmp_path / "e", b""),
+        "not a model: it begins with 'something else e'; give": written(tmp_path / "d", b"something else entirely"),
+        "empty .*; copy or fetch it again": written(tmp_path / "e", b""),
+        "cannot be loaded: .*; fetch": written(tmp_path / "f", pickle.dumps({"weights": 1})),
+        "cannot be loaded: .*by zero": written(tmp_path / "g", pickle.dumps(Awkward())),
+        "is a folder, not a model": ModelFile("mine", tmp_path, ""),
+        "has sha256 .*, not 123: it was changed meanwhile": ModelFile("mine", zoo("mp-0").path, "123"),
     }
     for message, file in bad.items():
         with pytest.raises(UsageError, match=message) as caught:
@@ -49,22 +67,20 @@ def test_names_the_file_and_the_remedy(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_refuses_what_is_not_a_mace_model(tmp_path: Path) -> None:
     for name, content in {"dict": {"weights": 1}, "Linear": torch.nn.Linear(2, 2)}.items():
-        path = tmp_path / f"{name}.model"
-        torch.save(content, path)
         with pytest.raises(UsageError, match=f"holds a {name}, not a MACE"):
-            load_model(ModelFile("mine", path, ""))
+            load_model(saved(tmp_path / f"{name}.model", content))
 
 
 def test_refuses_a_compiled_model(tmp_path: Path) -> None:
     path = tmp_path / "compiled.model"
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
     with pytest.raises(UsageError, match=r"TorchScript.*plain \.model"):
-        load_model(ModelFile("mine", path, ""))
+        load_model(written(path, path.read_bytes()))
 
 
 def test_names_a_package_that_the_pickle_needs(tmp_path: Path) -> None:
-    # a protocol-0 pickle that imports a module which does not exist
-    file = written(tmp_path / "cueq.model", b"cno_such_package.layers\nLinear\n.")
+    # a pickle that imports a module which does not exist
+    file = written(tmp_path / "cueq.model", b"\x80\x02cno_such_package.layers\nLinear\n.")
     with pytest.raises(UsageError, match=r"needs the Python package 'no_such_package'.*install it"):
         load_model(file)
 
@@ -92,3 +108,11 @@ def test_parses_precisions() -> None:
     assert parse_dtype("float32") is torch.float32
     with pytest.raises(UsageError, match="'float16' is not one of float32, float64"):
         parse_dtype("float16")
+
+
+def test_loads_the_file_that_was_checked_and_no_other(zoo: Zoo, tmp_path: Path) -> None:
+    file = written(tmp_path / "mine.model", zoo("mp-0").path.read_bytes())
+    load_model(file)
+    file.path.write_bytes(zoo("density").path.read_bytes())
+    with pytest.raises(UsageError, match=f"has sha256 {zoo('density').sha256}, not {file.sha256}.*changed meanwhile"):
+        load_model(file)
