@@ -309,3 +309,66 @@ def test_what_would_not_be_done_in_time_is_not_handed_out():
     assert sum(len(lease.tasks) for lease in leases) == 2
     assert scheduler.assign(25.0, expected_s) == []
     assert scheduler.counts.left == 8
+
+
+def test_a_failed_task_is_tried_by_another_worker_first():
+    specs = [TaskSpec(TaskKey("A", "m", "relax"), BatchSize(1), 1.0)]
+    scheduler = Scheduler(specs, max_attempts=4)
+    scheduler.add_worker(1, BatchSize(1))
+    (lease,) = scheduler.assign()
+    scheduler.add_worker(2, BatchSize(1))
+    scheduler.fail(specs[0].key, worker=1)
+    scheduler.end_lease(lease.id)
+    (lease,) = scheduler.assign()
+    assert lease.worker == 2
+    scheduler.fail(specs[0].key, worker=2)
+    scheduler.end_lease(lease.id)
+    (lease,) = scheduler.assign()  # it has failed on both: any of them
+    assert scheduler.fail(specs[0].key, worker=lease.worker) is False
+    scheduler.end_lease(lease.id)
+    (lease,) = scheduler.assign()
+    assert scheduler.fail(specs[0].key, worker=lease.worker) is True
+
+
+def test_one_worker_alone_cannot_have_a_task_given_up_while_there_are_others():
+    specs = [TaskSpec(TaskKey("A", "m", "relax"), BatchSize(1), 1.0)]
+    scheduler = Scheduler(specs, max_attempts=1)
+    scheduler.add_worker(1, BatchSize(1))
+    scheduler.add_worker(2, BatchSize(1))
+    for worker, given_up in ((1, False), (2, True)):
+        (lease,) = scheduler.assign()
+        assert lease.worker == worker
+        assert scheduler.fail(specs[0].key, worker=worker) is given_up
+        scheduler.end_lease(lease.id)
+
+
+def test_a_reported_task_is_not_run_again_when_its_lease_ends_before_the_commit():
+    scheduler = Scheduler(chain("A", segments=1), leases_in_flight=1)
+    scheduler.add_worker(1, BatchSize(1))
+    (lease,) = scheduler.assign()
+    scheduler.report(lease.tasks[0])
+    scheduler.end_lease(lease.id)
+    assert scheduler.idle and scheduler.assign() == [] and scheduler.counts.done == 0
+    scheduler.finish(lease.tasks[0])
+    assert scheduler.assign()
+
+
+def test_a_worker_taken_out_gives_everything_back_and_blames_nothing():
+    specs = [TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(10), 1.0) for i in range(8)]
+    scheduler = Scheduler(specs, max_attempts=1)
+    scheduler.add_worker(1, BatchSize(20))
+    assert scheduler.assign()
+    scheduler.remove_worker(1)
+    assert scheduler.idle and not scheduler.workers
+    scheduler.add_worker(2, BatchSize(20))
+    assert sorted(drain_all(scheduler)) == sorted(spec.key for spec in specs)
+
+
+def test_a_worker_that_is_held_gets_nothing_until_it_is_released():
+    scheduler = Scheduler([TaskSpec(TaskKey(f"M{i}", "m", "relax"), BatchSize(10), 1.0) for i in range(8)])
+    for worker in (1, 2):
+        scheduler.add_worker(worker, BatchSize(10))
+    scheduler.hold(1, held=True)
+    assert {lease.worker for lease in scheduler.assign()} == {2}
+    scheduler.hold(1, held=False)
+    assert {lease.worker for lease in scheduler.assign()} == {1}

@@ -177,6 +177,51 @@ def test_without_fault_tolerance_a_hanging_worker_ends_the_run_with_75(tmp_path)
     assert code == 0 and len(done(archive)) == 40 and verify(archive) == []
 
 
+@pytest.mark.parametrize("mpi", [FAULT_TOLERANT, ()], ids=["ulfm", "plain"])
+def test_a_worker_that_cannot_be_set_up_is_left_out_and_the_others_go_on(tmp_path, mpi):
+    archive = tmp_path / "archive.h5"
+    code, output = finish(launch(archive, "--refuses", "2", mpi=mpi))
+    assert code == 0, output
+    assert re.search(r"rank 2 on \S+ is not used: RuntimeError: no GPU here", output)
+    with open_archive(archive) as view:
+        (lost,) = view.lost_workers()
+        assert lost.rank == 2 and "no GPU here" in lost.reason and lost.host
+    assert len(done(archive)) == 20 and verify(archive) == []
+
+
+def test_where_all_workers_refuse_the_run_ends_with_the_reason(tmp_path):
+    code, output = finish(launch(tmp_path / "archive.h5", "--refuses", "1,2,3"))
+    assert code == 2, output
+    assert "RuntimeError: no GPU here" in output and "Traceback" not in output
+
+
+def test_a_worker_on_which_everything_fails_is_found_out(tmp_path):
+    """Its tasks succeed on the others; none of them is given up."""
+    archive = tmp_path / "archive.h5"
+    code, output = finish(launch(archive, "--broken", "2", "--materials", "8", "--seconds", "0.05", "--capacity", "4"))
+    assert code == 0, output
+    assert "succeeded elsewhere: its device is at fault" in output
+    with open_archive(archive) as view:
+        assert [worker.rank for worker in view.lost_workers()] == [2]
+    assert len(done(archive)) == 40 and verify(archive) == []
+
+
+@pytest.mark.parametrize("mpi", [FAULT_TOLERANT, ()], ids=["ulfm", "plain"])
+def test_a_drain_does_not_wait_for_what_cannot_be_interrupted(tmp_path, mpi):
+    """A compilation, say: a minute of it would be left, and with it the lease."""
+    archive = tmp_path / "archive.h5"
+    process = launch(archive, "--deaf", "60", "--grace", "1", mpi=mpi)
+    pids = read_pids(process, 4)
+    wait_until(lambda: archive.exists() and "uses cpu" in (tmp_path / "driver.log").read_text())
+    time.sleep(1.0)
+    os.kill(pids[0], signal.SIGTERM)
+    started = time.monotonic()
+    code, output = finish(process, timeout_s=50)
+    assert time.monotonic() - started < 1 + 15
+    assert code == 75, output
+    assert verify(archive) == []
+
+
 def test_any_rank_killed_again_and_again(tmp_path):
     """Random SIGKILLs, the master's included, until the campaign is complete: equal to an undisturbed one."""
     rng = random.Random(7)
