@@ -27,11 +27,11 @@ def test_metrics(toy_archive, tmp_path, capsys):
 
 
 def test_compare_with_a_model(toy_archive, tmp_path, capsys):
-    assert main(["compare", str(toy_archive), "--reference", "model-b", "-o", str(tmp_path), *COARSE]) == 0
+    assert main(["compare", str(toy_archive), "--reference", "model-b", "-o", str(tmp_path / "out"), *COARSE]) == 0
     shown = capsys.readouterr().out
     assert "MAE" in shown
     assert "Note: The reference is another model" in shown
-    assert (tmp_path / "pairs_model-a.csv").is_file()
+    assert (tmp_path / "out" / "pairs_model-a.csv").is_file()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_errors_are_one_line(toy_archive, arguments, message, capsys, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert main([argument.replace("{archive}", str(toy_archive)) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    assert error.startswith("latdyn: ")
     assert error.count("\n") == 1
     assert message in error
 

@@ -84,9 +84,7 @@ def test_figures_beyond_the_limit_are_named(toy_archive, tmp_path, monkeypatch):
 def test_report_of_an_archive_without_results(builder, stable_crystal, tmp_path):
     builder.add_models("m")
     builder.add_material("A&B", stable_crystal.constants.unitcell)
-    text = report.write_report(
-        builder.path, reduce_archive(builder.path, COARSE, details=True), tmp_path / "out"
-    ).read_text()
+    text = report.write_report(builder.path, reduce_archive(builder.path, COARSE, details=True), tmp_path).read_text()
     assert "A&amp;B" in text
     assert "No trajectory has been reduced yet" in text
     assert "No task has failed for good" in text
