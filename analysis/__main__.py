@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,17 +37,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
+    pressed: list[int] = []
     try:
-        options = _parser().parse_args(given)
-        command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
+        with _ctrl_c_noted(pressed):
+            options = _parser().parse_args(given)
+            command: Callable[[argparse.Namespace], int] = options.command
+            return command(options)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has read enough
         return EXIT_DONE
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        return _told(error)
+        return _told(KeyboardInterrupt() if pressed else error)
+
+
+@contextlib.contextmanager
+def _ctrl_c_noted(pressed: list[int]) -> Iterator[None]:
+    """Note in a list that Ctrl-C was pressed: libraries that are being imported turn it into errors of their own."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not in the main thread, where there is no Ctrl-C
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _told(error: BaseException) -> int:
@@ -136,7 +160,11 @@ def _command(
     )
     parser.set_defaults(command=function)
     parser.add_argument("archive", type=Path, metavar="ARCHIVE")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that Latdyn did not write, or not so")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files that Latdyn did not write, or that have been changed since",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

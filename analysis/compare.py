@@ -80,6 +80,8 @@ def compare(
             f"the archive's runs are at {target_K:g} K; {reference.name} has {sigma_title(reference.temperature_K)}"
         )
     models = [model for model in dict.fromkeys(table["model"]) if reference.by_formula or model != reference.name]
+    if not models:
+        raise UsageError(f"the archive has no other model than {reference.name} to compare with it")
     comparisons = [_compare(table[table["model"] == model], model, reference, resamples) for model in models]
     if not any(len(comparison.pairs) for comparison in comparisons):
         reasons = [f"{material}: {why}" for comparison in comparisons for material, why in comparison.excluded.items()]

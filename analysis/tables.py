@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -45,13 +46,13 @@ def metrics_table(table: pd.DataFrame) -> Table:
     shown.add_column("remark", overflow="fold")
     for row in table.head(MAX_ROWS).to_dict("records"):
         shown.add_row(
-            row["material"],
-            row["model"],
+            Text(row["material"]),
+            Text(row["model"]),
             with_error(row["min_frequency_commensurate_THz"], None, 2),
             with_error(row["min_frequency_mesh_THz"], None, 2),
             with_error(row["sigma_pooled"], row["sigma_pooled_error"]),
             *(_label(row[name]) for name in ("harmonically_stable", "anharmonically_stable")),
-            remark(row),
+            Text(remark(row)),
         )
     return shown
 
@@ -90,10 +91,9 @@ def remark(row: Any) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def comparison_table(comparisons: Sequence[Comparison], reference: Reference) -> Table:
-    """Return scores against a reference, one column for each model."""
-    title = f"{sigma_title(reference.temperature_K)} against {reference.name}"
-    shown = Table(title=title, title_justify="left", caption=CLASSES, caption_justify="left")
+def comparison_table(comparisons: Sequence[Comparison], reference: Reference) -> Group:
+    """Return scores against a reference, one column for each model, and how its classes are to be read."""
+    shown = Table()
     shown.add_column("")
     for comparison in comparisons:
         shown.add_column(comparison.model, justify="right")
@@ -105,7 +105,7 @@ def comparison_table(comparisons: Sequence[Comparison], reference: Reference) ->
         shown.add_row(heading, *(str(getattr(comparison.confusion, name)) for comparison in comparisons))
     for heading, name in (("stable, found", "stable_found"), ("stable, called unstable", "stable_missed")):
         shown.add_row(heading, *(str(getattr(comparison.confusion, name)) for comparison in comparisons))
-    return shown
+    return Group(Text(f"{sigma_title(reference.temperature_K)} against {reference.name}"), shown, Text(CLASSES))
 
 
 def _label(value: Any) -> Text:

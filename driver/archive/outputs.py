@@ -67,7 +67,8 @@ class OutputFile:
     archives: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
-        self._target()
+        with output_errors(self.path):
+            self._target()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
@@ -100,7 +101,7 @@ class OutputFile:
         elif not target.is_file():
             raise OutputError(f"{self.path} is neither a file nor a folder: choose another name")
         elif not self.overwrite and target.stat().st_size and not self.ours(target):
-            raise OutputError(f"{self.path} exists and is no earlier output of this command: {_WAYS_OUT}")
+            raise OutputError(f"{self.path} exists, and nothing shows that this command wrote it: {_WAYS_OUT}")
         return target
 
 
@@ -129,7 +130,8 @@ class OutputFolder:
     archives: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
-        self._target()
+        with output_errors(self.path):
+            self._target()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
@@ -190,6 +192,8 @@ class OutputFolder:
         target = resolved(self.path)
         protect(self.path, target, self.archives)
         if not target.exists():
+            if target.suffix.lower() in _OF_FILES:
+                raise OutputError(f"{self.path} names a file, but a {self.kind} is a folder: name it without a suffix")
             check_parent(self.path, target)
             return target
         if not target.is_dir():
@@ -209,6 +213,9 @@ class OutputFolder:
         return target
 
 
+_OF_FILES = (".csv", ".h5", ".hdf5", ".htm", ".html", ".json", ".md", ".pdf", ".png", ".svg", ".txt", ".yaml", ".yml")
+"""Suffixes by which nobody names a folder."""
+
 _WAYS_OUT = "choose another name, move it away, or add --overwrite"
 
 
@@ -220,6 +227,9 @@ class _Entry:
     digests: tuple[str, ...]
 
 
+_NAME_LENGTH = 100
+"""So much of an output's name is in that of its folder, which must not become too long for a file system."""
+
 _LEFT = re.compile(r"\.(?P<host>[^.]*)-(?P<pid>\d+)-[0-9a-f]{8}\.part$")
 """What the name of a folder for what is not whole yet ends in: who is at work there."""
 
@@ -227,6 +237,7 @@ _LEFT = re.compile(r"\.(?P<host>[^.]*)-(?P<pid>\d+)-[0-9a-f]{8}\.part$")
 @contextlib.contextmanager
 def _staging(parent: Path, name: str) -> Iterator[Path]:
     """Make a folder for what is not whole yet, and remove it in the end, with those of processes that were killed."""
+    name = name[:_NAME_LENGTH]
     host = os.uname().nodename.partition(".")[0]
     for left in parent.glob(f"{glob.escape(name)}.*.part"):
         found = _LEFT.fullmatch(left.name.removeprefix(name))

@@ -38,23 +38,22 @@ class OutputError(ArchiveError):
 
 def check_new_archive(path: Path) -> None:
     """Raise `OutputError` unless an archive may come into being under this name."""
-    if os.path.lexists(path):
-        raise OutputError(f"{path} exists already: choose another name")
-    target = resolved(path)
-    protect(path, target, ())
-    check_parent(path, target)
-    for left in (journal_path(target), target.with_name(target.name + ".lock")):
-        if os.path.lexists(left):
-            raise OutputError(f"{left} belongs to an archive that is not here: move it away, or choose another name")
+    with output_errors(path):
+        if os.path.lexists(path):
+            raise OutputError(f"{path} exists already: choose another name")
+        target = resolved(path)
+        protect(path, target, ())
+        check_parent(path, target)
+        for left in (journal_path(target), target.with_name(target.name + ".lock")):
+            if os.path.lexists(left):
+                raise OutputError(
+                    f"{left} belongs to an archive that is not here: move it away, or choose another name"
+                )
 
 
 def is_archive(path: Path) -> bool:
     """Return whether a file is an archive of Latdyn, or may be one: an HDF5 file that cannot be read."""
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_HDF5_SIGNATURE)) != _HDF5_SIGNATURE:
-                return False
-    except OSError:
+    if not _starts_with(path, _HDF5_SIGNATURE):
         return False
     if journal_path(path).exists():
         return True
@@ -142,6 +141,8 @@ def _same(one: Path, other: Path) -> bool:
 
 def _starts_with(path: Path, magic: bytes) -> bool:
     try:
+        if not path.is_file():  # reading a pipe would wait for ever
+            return False
         with path.open("rb") as file:
             return file.read(len(magic)) == magic
     except OSError:
