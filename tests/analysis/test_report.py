@@ -66,6 +66,8 @@ def test_page_says_what_there_is(page):
     assert "does not know Rb &lt;element&gt;" in text
     assert "<element>" not in text
     assert "Traceback (most recent call last)" in text
+    assert "0.0 %" not in text
+    assert re.search(r"\d+ on the supercell&#x27;s q points, [\d.]+ % of the mesh; lowest at q = \(", text)
 
 
 def test_files_beside_the_page(page):
