@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,23 @@ COUNTS = (
 RELAXED = ("a_A", "b_A", "c_A", "alpha_deg", "beta_deg", "gamma_deg", "volume_A3", "energy_per_atom_eV")
 """Columns taken over from the archive's table of relaxations."""
 
+IDENTITY = ("material", "model", "formula", "prototype", "harmonically_stable", "anharmonically_stable")
+"""What the table begins with."""
+
+LAST = "dynamics_evaluator"
+"""What it ends with."""
+
+_LONGEST_HEADER = 100_000
+
 DISPLACED = ("max_residual_force_eV_A", "fc_asymmetry_eV_A2")
 """Columns taken over from the archive's table of displacement forces."""
+
+
+def is_metrics_file(path: Path) -> bool:
+    """Return whether a CSV file is a metrics table, by the columns that it begins and ends with."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline(_LONGEST_HEADER).rstrip("\n").split(",")
+    return tuple(header[: len(IDENTITY)]) == IDENTITY and header[-1] == LAST
 
 
 class StageScalars:
@@ -88,7 +104,7 @@ class RowBuilder:
             "source": material["source"],
             "model_sha256": self.models[result.model].sha256,
             "model_head": self.models[result.model].head,
-            "dynamics_evaluator": self.evaluators.get(pair, ""),
+            LAST: self.evaluators.get(pair, ""),
         }
 
 

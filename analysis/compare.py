@@ -12,11 +12,17 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import parity_figure, save_figure
-from analysis.reference import CUBIC, Reference
+from analysis.reference import CUBIC, Reference, same_temperature, sigma_title
 from analysis.scores import RESAMPLES, SCORES, Confusion, Score, confusion, score_all
-from analysis.stability import SIGMA_TEMPERATURE_K
+from analysis.stability import tells_from_one
 from driver.errors import UsageError
 from driver.structures.prototypes import ELPASOLITE, canonical_formula
+
+CLASSES = (
+    "Unstable: sigma of 1 and above. Undecided: the model's sigma has an error that is not converged, or is within two "
+    "errors of 1; such compounds are classified by their sigma all the same."
+)
+"""How the classes of a comparison are to be read."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class Comparison:
     ----------
     model : str
     pairs : DataFrame
-        Columns material, formula, sigma_reference, sigma_model, sigma_model_error; one row for each compound compared.
+        Columns material, formula, sigma_reference, sigma_model, sigma_model_error, decided (whether sigma_model gives a
+        label, see stability.py); one row for each compound compared.
     excluded : dict
         Material -> why it is not among the pairs.
     scores : dict
@@ -41,6 +48,11 @@ class Comparison:
     scores: Mapping[str, Score]
     confusion: Confusion
 
+    @property
+    def undecided(self) -> int:
+        """Number of compounds that are classified by their sigma although it gives no label."""
+        return int((~self.pairs["decided"].astype(bool)).sum())
+
 
 def compare(
     table: pd.DataFrame, reference: Reference, target_K: float | None, *, resamples: int = RESAMPLES
@@ -53,18 +65,23 @@ def compare(
         Of metrics (columns.py).
     reference : Reference
     target_K : float or None
-        The temperature of the runs; None where the archive does not say.
+        The temperature of the archive's runs; None where it does not say.
     resamples : int
         Bootstrap samples behind the intervals.
 
     Raises
     ------
     UsageError
-        If the runs are not at the reference's 300 K, or no compound of any model can be compared.
+        If the runs are not at the reference's temperature, or no compound of any model can be compared.
     """
-    if reference.by_formula and target_K is not None and abs(target_K - SIGMA_TEMPERATURE_K) > 0.5:
-        raise UsageError(f"the archive's runs are at {target_K:g} K; the reference is sigma({SIGMA_TEMPERATURE_K:g} K)")
+    known = None not in (target_K, reference.temperature_K)
+    if known and not same_temperature(target_K, reference.temperature_K):
+        raise UsageError(
+            f"the archive's runs are at {target_K:g} K; {reference.name} has {sigma_title(reference.temperature_K)}"
+        )
     models = [model for model in dict.fromkeys(table["model"]) if reference.by_formula or model != reference.name]
+    if not models:
+        raise UsageError(f"the archive has no other model than {reference.name} to compare with it")
     comparisons = [_compare(table[table["model"] == model], model, reference, resamples) for model in models]
     if not any(len(comparison.pairs) for comparison in comparisons):
         reasons = [f"{material}: {why}" for comparison in comparisons for material, why in comparison.excluded.items()]
@@ -93,10 +110,13 @@ def _compare(rows: pd.DataFrame, model: str, reference: Reference, resamples: in
                 "sigma_reference": reference.sigma[key],
                 "sigma_model": float(row["sigma_pooled"]),
                 "sigma_model_error": float(row["sigma_pooled_error"]),
+                "decided": tells_from_one(
+                    float(row["sigma_pooled"]), float(row["sigma_pooled_error"]), bool(row["sigma_error_converged"])
+                ),
             }
             for key, row in chosen.items()
         ],
-        columns=["material", "formula", "sigma_reference", "sigma_model", "sigma_model_error"],
+        columns=["material", "formula", "sigma_reference", "sigma_model", "sigma_model_error", "decided"],
     )
     truth = pairs["sigma_reference"].to_numpy(dtype=np.float64)
     claim = pairs["sigma_model"].to_numpy(dtype=np.float64)
@@ -128,15 +148,15 @@ def _exclusion(row: Mapping[Any, Any], key: str, reference: Reference) -> str:
 
 
 def write_comparison(comparisons: list[Comparison], reference: Reference, directory: Path) -> list[Path]:
-    """Write, into a directory, pairs as CSV, parity plots, summary.json and summary.md; return the files."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write, into a directory that is there, pairs as CSV, parity plots, summary.json and summary.md; return them."""
     written = []
     for comparison in comparisons:
         pairs = directory / f"pairs_{comparison.model}.csv"
         comparison.pairs.to_csv(pairs, index=False)
         written.append(pairs)
         if len(comparison.pairs):
-            figure = parity_figure(comparison.pairs, f"{comparison.model} against {reference.name}")
+            title = f"{comparison.model} against {reference.name}"
+            figure = parity_figure(comparison.pairs, title, reference.temperature_K)
             written += save_figure(figure, directory / f"parity_{comparison.model}")
     summary = directory / "summary.json"
     summary.write_text(json.dumps(summary_json(comparisons, reference), indent=2, allow_nan=False) + "\n")
@@ -154,10 +174,12 @@ def summary_json(comparisons: list[Comparison], reference: Reference) -> dict[st
     return {
         "reference": reference.name,
         "reference_compounds": len(reference.sigma),
+        "temperature_K": reference.temperature_K,
         "caveats": list(reference.caveats),
         "models": {
             comparison.model: {
                 "compounds": len(comparison.pairs),
+                "undecided": comparison.undecided,
                 "scores": {
                     name: {"value": number(s.value), "low_95": number(s.low), "high_95": number(s.high)}
                     for name, s in comparison.scores.items()
@@ -174,15 +196,16 @@ def summary_markdown(comparisons: list[Comparison], reference: Reference) -> str
     """Return the comparison as Markdown: a table of scores with 95 % intervals, confusion matrices, caveats."""
     names = [comparison.model for comparison in comparisons]
     lines = [
-        f"# Sigma(300 K) against {reference.name}",
+        f"# S{sigma_title(reference.temperature_K)[1:]} against {reference.name}",
         "",
         f"| | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
         f"| compounds | {' | '.join(str(len(comparison.pairs)) for comparison in comparisons)} |",
+        f"| of these undecided | {' | '.join(str(comparison.undecided) for comparison in comparisons)} |",
     ]
     for score in SCORES:
         lines.append(f"| {score} | {' | '.join(str(comparison.scores[score]) for comparison in comparisons)} |")
-    lines += ["", "In brackets: 95 % bootstrap intervals over compounds. Unstable: sigma of 1 and above.", ""]
+    lines += ["", f"In brackets: 95 % bootstrap intervals over compounds. {CLASSES}", ""]
     for comparison in comparisons:
         c = comparison.confusion
         lines += [

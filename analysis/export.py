@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ase.io
@@ -12,28 +13,42 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.formats import UnknownFileTypeError
 from phonopy.file_IO import write_FORCE_CONSTANTS
+from phonopy.interface.phonopy_yaml import read_phonopy_yaml
 
-from analysis.harmonic import build_phonopy
+from analysis.harmonic import ForceConstants, build_phonopy
 from analysis.inputs import displacement_group, force_constants, supercell, trajectories
 from analysis.settings import campaign_settings
 from driver.archive.h5md import replicas
+from driver.archive.outputs import OutputFile, OutputFolder, unrecognised
 from driver.archive.reader import ArchiveView, open_archive
+from driver.archive.records import ArchiveError
+from driver.archive.verify import check_tasks, stored_tasks
 from driver.errors import UsageError
 from driver.structures.convert import to_ase
 
 FORMATS = {
-    "phonopy": "a folder with phonopy_params.yaml and FORCE_CONSTANTS",
+    "phonopy": "PATH.yaml with displacements, forces and force constants; without a suffix a folder with "
+    "phonopy_params.yaml and FORCE_CONSTANTS",
     "h5md": "the trajectories as one H5MD file",
     "extxyz": "the trajectories as extended XYZ with energies, forces and momenta",
     "ase": "the relaxed structure, in the format that PATH's suffix names (.traj, .json, .db, .cif, ...)",
 }
 """What `export` can write: name -> description."""
 
-_NEEDS = {"phonopy": "displace", "h5md": "dynamics", "extxyz": "dynamics", "ase": "relax"}
+_NEEDS = {"phonopy": ("displace",), "h5md": ("dynamics",), "extxyz": ("displace", "dynamics"), "ase": ("relax",)}
+
+_PHONOPY_MARK = "# Written by Latdyn\n"
 
 
 def export(
-    archive: str | Path, material: str, model: str, to: str, path: Path, *, distance_A: float | None = None
+    archive: str | Path,
+    material: str,
+    model: str,
+    to: str,
+    path: Path,
+    *,
+    distance_A: float | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write one material with one model in a format of `FORMATS`; return the files written.
 
@@ -45,23 +60,34 @@ def export(
     to : str
         Name of the format.
     path : Path
-        File, or for phonopy folder, to write; a file that exists is replaced.
+        File to write; for phonopy, a folder if the name has no suffix.
     distance_A : float, optional
         phonopy: which set of displacements; default: the one that the campaign takes phonons from.
+    overwrite : bool
+        Replace a file that cannot be recognised as an earlier export. Never an archive.
 
     Raises
     ------
     UsageError
         If there is no such material, model or result; the message names what there is.
+    ArchiveError
+        If what was to be exported is damaged, or the output must not or cannot be written (`driver.archive.outputs`).
     """
     with open_archive(archive) as view:
         _check(view, material, model, to)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if to == "phonopy":
-            distance = distance_A if distance_A is not None else campaign_settings(view.header).bands_distance_A
-            return _phonopy(view, material, model, path, distance)
-        write: Callable[[ArchiveView, str, str, Path], None] = {"h5md": _h5md, "extxyz": _extxyz, "ase": _ase}[to]
-        write(view, material, model, path)
+        if to == "phonopy" and not path.suffix:
+            return _phonopy_folder(
+                view, material, model, OutputFolder(path, "phonopy", overwrite, (view.path,)), distance_A
+            )
+        output = OutputFile(path, _RECOGNISED.get(to, unrecognised), overwrite, (view.path,))
+        _check_intact(view, material, model, to)
+        with output.writing() as made:
+            if to == "phonopy":
+                _phonopy_file(view, material, model, made, distance_A)
+            else:
+                write: Callable[[ArchiveView, str, str, Path], None]
+                write = {"h5md": _h5md, "extxyz": _extxyz, "ase": _ase}[to]
+                write(view, material, model, made)
     return [path]
 
 
@@ -72,21 +98,71 @@ def _check(view: ArchiveView, material: str, model: str, to: str) -> None:
         if key not in known:
             listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
             raise UsageError(f"no {what} {key!r} in {view.path}; there are {listed}")
-    if not view.has(material, model, _NEEDS[to]):
-        raise UsageError(f"{material} / {model}: stage {_NEEDS[to]}, which {to} needs, is not done in {view.path}")
+    for stage in _NEEDS[to]:
+        if not view.has(material, model, stage):
+            raise UsageError(f"{material} / {model}: stage {stage}, which {to} needs, is not done in {view.path}")
 
 
-def _phonopy(view: ArchiveView, material: str, model: str, folder: Path, distance_A: float | None) -> list[Path]:
+def _check_intact(view: ArchiveView, material: str, model: str, to: str) -> None:
+    """Raise `ArchiveError` if what is to be exported does not have its checksum."""
+    tasks, problems = stored_tasks(view)
+    stages = _NEEDS[to]
+    wanted = [task for task in tasks if task.key.material == material and task.key.model == model]
+    findings = [f for f in problems if f.key and (f.key.material, f.key.model) == (material, model)]
+    findings += check_tasks(view, [task for task in wanted if task.key.stage in stages])
+    if findings:
+        raise ArchiveError(f"nothing exported, for this is damaged: {'; '.join(map(str, findings))}")
+
+
+def _phonopy_folder(
+    view: ArchiveView, material: str, model: str, output: OutputFolder, distance_A: float | None
+) -> list[Path]:
     """Write what `phonopy.load("phonopy_params.yaml")` reads: the text stored with the displacements and forces, and
     the force constants that the campaign fitted to them."""
-    group = displacement_group(view, material, model, distance_A)
-    constants = force_constants(view, material, model, distance_A)
+    _check_intact(view, material, model, "phonopy")
+    constants, text = _phonopy_parts(view, material, model, distance_A)
     phonon = build_phonopy(constants)
-    folder.mkdir(parents=True, exist_ok=True)
-    parameters, fitted = folder / "phonopy_params.yaml", folder / "FORCE_CONSTANTS"
-    parameters.write_text(view.read_text(material, model, "displace", f"{group}/phonopy_yaml"))
-    write_FORCE_CONSTANTS(constants.values, filename=fitted, p2s_map=phonon.primitive.p2s_map)
-    return [parameters, fitted]
+    with output.writing() as folder:
+        (folder / "phonopy_params.yaml").write_text(text)
+        write_FORCE_CONSTANTS(constants.values, filename=folder / "FORCE_CONSTANTS", p2s_map=phonon.primitive.p2s_map)
+    return [output.path / name for name in ("phonopy_params.yaml", "FORCE_CONSTANTS")]
+
+
+def _phonopy_file(view: ArchiveView, material: str, model: str, path: Path, distance_A: float | None) -> None:
+    """Write one file that `phonopy.load` reads, with the force constants in it."""
+    constants, text = _phonopy_parts(view, material, model, distance_A)
+    phonon = build_phonopy(constants)
+    phonon.dataset = read_phonopy_yaml(io.StringIO(text)).dataset
+    phonon.force_constants = constants.values  # a new dataset drops them
+    contents = phonon.to_phonopy_yaml(settings={"force_sets": True, "displacements": True, "force_constants": True})
+    path.write_text(_PHONOPY_MARK + str(contents))
+
+
+def _phonopy_parts(
+    view: ArchiveView, material: str, model: str, distance_A: float | None
+) -> tuple[ForceConstants, str]:
+    """Return the force constants at a distance of displacement, and phonopy's text with displacements and forces."""
+    distance = distance_A if distance_A is not None else campaign_settings(view.header).bands_distance_A
+    group = displacement_group(view, material, model, distance)
+    text = view.read_text(material, model, "displace", f"{group}/phonopy_yaml")
+    return force_constants(view, material, model, distance), text
+
+
+def _is_phonopy_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline(len(_PHONOPY_MARK)) == _PHONOPY_MARK.encode()
+
+
+def _is_h5md_file(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file["h5md/creator"].attrs["name"]).startswith("Latdyn")
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return False
+
+
+_RECOGNISED: Mapping[str, Callable[[Path], bool]] = {"phonopy": _is_phonopy_file, "h5md": _is_h5md_file}
+"""How an earlier export is told from other files. Other formats cannot be: they may hold what the user has added."""
 
 
 def _h5md(view: ArchiveView, material: str, model: str, path: Path) -> None:
@@ -172,7 +248,8 @@ def _ase(view: ArchiveView, material: str, model: str, path: Path) -> None:
     atoms.info = {"material": material, "model": model}
     try:
         ase.io.write(path, atoms)
-    except UnknownFileTypeError as error:
-        raise UsageError(
-            f"{path}: ASE knows no format of that suffix; use .traj, .json, .db, .extxyz or .cif"
-        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # formats of many authors, each with errors of its own
+        reason = "no such format" if isinstance(error, UnknownFileTypeError) else error
+        raise UsageError(f"ASE cannot write {path.name} ({reason}); use .traj, .json, .db, .extxyz or .cif") from error

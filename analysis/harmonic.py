@@ -96,12 +96,17 @@ class Modes:
         rigid = self.frequencies_THz[~self.vibration]
         return float(np.abs(rigid).max()) if rigid.size else float("nan")
 
+    @property
+    def count(self) -> int:
+        """Number of vibrations, weights counted."""
+        return int((self.weights[:, None] * self.vibration).sum())
+
     def imaginary(self, tolerance_THz: float) -> tuple[int, float]:
         """Return how many vibrations (weights counted) lie below the tolerance, and which fraction of all they are."""
         weights = np.broadcast_to(self.weights[:, None], self.frequencies_THz.shape)[self.vibration]
         below = self.frequencies_THz[self.vibration] < tolerance_THz
         count = int(weights[below].sum())
-        return count, count / int(weights.sum())
+        return count, count / self.count
 
 
 @dataclass(frozen=True)

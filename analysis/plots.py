@@ -97,14 +97,18 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
 
 
 @_styled
-def parity_figure(pairs: pd.DataFrame, title: str) -> Figure:
+def parity_figure(pairs: pd.DataFrame, title: str, temperature_K: float | None = None) -> Figure:
     """Sigma of a model against the reference, by halide, with error bars, the diagonal and both thresholds.
 
     Parameters
     ----------
     pairs : DataFrame
         Columns formula, sigma_reference, sigma_model, sigma_model_error.
+    title : str
+    temperature_K : float or None
+        For the axes; None where it is not known.
     """
+    sigma = "σ" if temperature_K is None else f"σ({temperature_K:g} K)"
     figure, axes = _figure(4.6, 4.4)
     top = 1.05 * max(1.2, float(pairs[["sigma_reference", "sigma_model"]].to_numpy().max()))
     axes.plot([0, top], [0, top], color=NEUTRAL, linewidth=0.8)
@@ -128,7 +132,7 @@ def parity_figure(pairs: pd.DataFrame, title: str) -> Figure:
             alpha=0.8,
             label=anion,
         )
-    axes.set(xlim=(0, top), ylim=(0, top), xlabel="σ(300 K), reference", ylabel="σ(300 K), model", aspect="equal")
+    axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"{sigma}, reference", ylabel=f"{sigma}, model", aspect="equal")
     axes.set_title(title, fontsize=9, loc="left")
     axes.legend(loc="lower right", handletextpad=0.2)
     return figure

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,11 @@ from analysis.columns import COUNTS, FLAGS, RowBuilder
 from analysis.pair import PairResult, reduce_pair
 from analysis.settings import AnalysisSettings, CampaignSettings, campaign_settings
 from analysis.states import PairState, pair_states
+from driver.archive.processes import in_processes
 from driver.archive.reader import ArchiveView, open_archive
-from driver.archive.verify import Finding, StoredTask, check_tasks, stored_tasks
+from driver.archive.verify import Finding, StoredTask, check_frame, check_tasks, stored_tasks
 from driver.errors import UsageError
+from driver.library_warnings import silence_library_warnings
 
 PAIRS_PER_CHUNK = 8
 """Handed to a process at once: enough that passing them costs nothing, few enough that the ends meet."""
@@ -43,6 +43,8 @@ class Reduction:
         (material, model) -> `PairState`.
     campaign : CampaignSettings
     settings : AnalysisSettings
+    damage : tuple of Finding
+        What is damaged in the archive: it was left out, and nothing was reduced from it.
     """
 
     table: pd.DataFrame
@@ -50,6 +52,7 @@ class Reduction:
     states: Mapping[tuple[str, str], PairState]
     campaign: CampaignSettings
     settings: AnalysisSettings
+    damage: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,17 @@ def reduce_archive(
         if not states:
             raise UsageError(f"{path} holds no materials and models yet: nothing to reduce")
         job = _Job(str(path), campaign, settings, details)
-        pairs = _pairs(view, states)
-        if processes > 1 and len(pairs) > 1:
-            results = _in_parallel(job, pairs, processes)
-        else:
-            results = {(result.material, result.model): result for result in _reduce(view, job, pairs)}
+        frame = check_frame(view)
+        pairs, apart = _pairs(view, states)
+        parts = _in_parallel(job, pairs, processes) if processes > 1 and len(pairs) > 1 else _reduce(view, job, pairs)
+        results: dict[tuple[str, str], PairResult] = {}
+        damage = [*frame, *apart]
+        for result, findings in parts:
+            results[result.material, result.model] = result
+            damage += findings
         builder = RowBuilder(view, campaign, settings)
         rows = [builder.row(results[pair], state) for pair, state in states.items()]
-    return Reduction(_table(rows), results, states, campaign, settings)
+    return Reduction(_table(rows), results, states, campaign, settings, tuple(dict.fromkeys(damage)))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -118,7 +124,8 @@ class _Pair:
     findings: tuple[Finding, ...]
 
 
-def _pairs(view: ArchiveView, states: Mapping[tuple[str, str], PairState]) -> list[_Pair]:
+def _pairs(view: ArchiveView, states: Mapping[tuple[str, str], PairState]) -> tuple[list[_Pair], list[Finding]]:
+    """Return what there is to reduce, and what is wrong in the list of tasks but concerns no pair that is known."""
     stored: dict[tuple[str, str], list[StoredTask]] = defaultdict(list)
     findings: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     tasks, problems = stored_tasks(view)
@@ -127,16 +134,19 @@ def _pairs(view: ArchiveView, states: Mapping[tuple[str, str], PairState]) -> li
     for finding in problems:
         if finding.key is not None:
             findings[finding.key.material, finding.key.model].append(finding)
-    return [_Pair(*pair, state.reducible, tuple(stored[pair]), tuple(findings[pair])) for pair, state in states.items()]
+    pairs = [
+        _Pair(*pair, state.reducible, tuple(stored[pair]), tuple(findings[pair])) for pair, state in states.items()
+    ]
+    return pairs, [finding for finding in problems if finding.key is None]
 
 
-def _reduce(view: ArchiveView, job: _Job, pairs: Sequence[_Pair]) -> Iterator[PairResult]:
+def _reduce(view: ArchiveView, job: _Job, pairs: Sequence[_Pair]) -> Iterator[tuple[PairResult, list[Finding]]]:
     for pair in pairs:
         findings = [*pair.findings, *check_tasks(view, pair.stored)]
         stages = _intact(pair.stages, {finding.key.stage for finding in findings if finding.key})
         result = reduce_pair(view, pair.material, pair.model, stages, job.campaign, job.settings, details=job.details)
         damage = (f"damaged, see `driver verify`: {finding}" for finding in findings)
-        yield replace(result, problems=(*damage, *result.problems))
+        yield replace(result, problems=(*damage, *result.problems)), findings
 
 
 def _intact(stages: frozenset[str], damaged: set[str]) -> frozenset[str]:
@@ -144,13 +154,11 @@ def _intact(stages: frozenset[str], damaged: set[str]) -> frozenset[str]:
     return frozenset() if "relax" in damaged else stages - damaged
 
 
-def _in_parallel(job: _Job, pairs: Sequence[_Pair], processes: int) -> dict[tuple[str, str], PairResult]:
+def _in_parallel(job: _Job, pairs: Sequence[_Pair], processes: int) -> Iterator[tuple[PairResult, list[Finding]]]:
     chunks = [pairs[start : start + PAIRS_PER_CHUNK] for start in range(0, len(pairs), PAIRS_PER_CHUNK)]
-    # Spawned, not forked: neither an open archive nor a library's threads survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
-        parts = pool.map(_reduce_chunk, [job] * len(chunks), chunks)
-        return {(result.material, result.model): result for part in parts for result in part}
+    with _one_thread_each():
+        for part in in_processes(_reduce_chunk, [(job, chunk) for chunk in chunks], processes):
+            yield from part
 
 
 @contextlib.contextmanager
@@ -165,6 +173,7 @@ def _one_thread_each() -> Iterator[None]:
             del os.environ[name]
 
 
-def _reduce_chunk(job: _Job, pairs: Sequence[_Pair]) -> list[PairResult]:
+def _reduce_chunk(job: _Job, pairs: Sequence[_Pair]) -> list[tuple[PairResult, list[Finding]]]:
+    silence_library_warnings()
     with open_archive(job.path) as view:
         return list(_reduce(view, job, pairs))

@@ -36,7 +36,7 @@ class _Figures:
 
 
 def write_report(archive: str | Path, reduction: Reduction, directory: Path) -> Path:
-    """Write `index.html`, `metrics.csv` and `figures/` into a directory; return the page.
+    """Write `index.html`, `metrics.csv` and `figures/` into a directory that is there; return the page.
 
     Parameters
     ----------
@@ -44,9 +44,7 @@ def write_report(archive: str | Path, reduction: Reduction, directory: Path) -> 
     reduction : Reduction
         Of that archive, with details.
     directory : Path
-        Made if it is not there; files of an earlier report are replaced.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     (directory / "figures").mkdir(exist_ok=True)
     reduction.table.to_csv(directory / "metrics.csv", index=False)
     with open_archive(archive) as view:

@@ -27,7 +27,7 @@ from analysis.html import (
 from analysis.record import CampaignRecord
 from analysis.reduce import Reduction
 from analysis.settings import REDUCED_STAGES
-from analysis.tables import LABEL_STYLES, label_text, lowest_frequency, remark
+from analysis.tables import LABEL_STYLES, imaginary_modes, label_text, lowest_frequency, remark
 from driver.archive.reader import FailureRow
 
 
@@ -126,8 +126,8 @@ def stability(reduction: Reduction) -> str:
         number_heading("a", "Å", "Lattice constant of the conventional cell"),
         number_heading("lowest mode, supercell", "THz", "Lowest vibration on the q points that fit the supercell"),
         number_heading("lowest mode, mesh", "THz", "Lowest vibration on the mesh"),
-        number_heading("imaginary", "%", "Fraction of modes below the tolerance, on the mesh"),
         "<th>harmonic</th>",
+        '<th title="Modes below the tolerance">imaginary modes</th>',
         number_heading("σ", "", "Pooled anharmonicity, with its block error"),
         number_heading("σ per frame", "", "Ratio within each frame, averaged"),
         "<th>anharmonic</th>",
@@ -138,7 +138,8 @@ def stability(reduction: Reduction) -> str:
         '<section id="stability"><h2>Stability</h2>\n'
         f"<p>Two labels that answer different questions. <b>Harmonic</b>: no vibration below {tolerance} THz, neither "
         "on the q points that fit the supercell nor on a mesh. <b>Anharmonic</b>: σ(300 K) &lt; 1 in a valid run. A "
-        "run that failed or is not valid leaves its label undecided; it never counts as unstable. Rest the pointer on "
+        "run that failed or is not valid leaves its label undecided, as does a σ whose error is not converged or that "
+        "is within two errors of 1; none of these counts as unstable. Rest the pointer on "
         "a label for its reason; click on a heading to sort. All columns are in "
         '<a href="metrics.csv">metrics.csv</a>.</p>\n'
         '<div class="filter"><label for="filter">Filter</label><input id="filter" type="search" '
@@ -149,7 +150,6 @@ def stability(reduction: Reduction) -> str:
 
 
 def _stability_row(row: Mapping[Any, Any]) -> list[str]:
-    fraction = row["imaginary_modes_fraction"]
     return [
         text_cell(row["material"], "key"),
         text_cell(row["model"], "whole"),
@@ -157,14 +157,21 @@ def _stability_row(row: Mapping[Any, Any]) -> list[str]:
         number_cell(row["conventional_a_A"], 3),
         number_cell(row["min_frequency_commensurate_THz"], 2),
         number_cell(row["min_frequency_mesh_THz"], 2),
-        number_cell(None if pd.isna(fraction) else 100.0 * fraction, 1),
         f"<td>{label(row['harmonically_stable'], row['harmonic_reason'])}</td>",
+        _imaginary_cell(row),
         number_cell(row["sigma_pooled"], 3, row["sigma_pooled_error"]),
         number_cell(row["sigma_frame_mean"], 3),
         f"<td>{label(row['anharmonically_stable'], row['anharmonic_reason'])}</td>",
         number_cell(row["temperature_K"], 0),
         text_cell(_short(remark(row)), "wide"),
     ]
+
+
+def _imaginary_cell(row: Mapping[Any, Any]) -> str:
+    """Return a cell that says which modes are imaginary, and sorts by how many of the mesh they are."""
+    fraction = row["imaginary_modes_fraction"]
+    value = "" if pd.isna(fraction) else f"{fraction:.6g}"
+    return f'<td data-value="{value}">{escape(imaginary_modes(row))}</td>'
 
 
 def anharmonicity(figures: Sequence[str]) -> str:

@@ -13,8 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from driver.archive.drop import Dropped, drop_damaged
 from driver.archive.merge import merge
 from driver.archive.reader import open_archive
-from driver.archive.records import TaskKey
+from driver.archive.records import ArchiveError, TaskKey
+from driver.archive.sources import UnreadableError
 from driver.archive.verify import verify
+from driver.errors import InterruptedRunError
 
 _SHOWN = 10
 
@@ -31,15 +33,20 @@ def print_verification(archive: Path, *, drop: bool = False) -> int:
     ------
     ArchiveError
         If there is no archive, it cannot be opened at all, or (with `drop`) a campaign is writing it.
+    InterruptedRunError
+        If Ctrl-C was pressed.
     """
     workers = os.cpu_count() or 1
-    with open_archive(archive) as view:
-        done = sum(state.status == "done" for state in view.task_states().values())
-    with _progress("checking", "tasks") as update:
-        if drop:
-            dropped = drop_damaged(archive, workers=workers, progress=update)
-        else:
-            dropped = Dropped(tuple(verify(archive, workers=workers, progress=update)))
+    try:
+        with _interruptible(), _progress("checking", "tasks") as update:
+            with open_archive(archive) as view:
+                done = sum(state.status == "done" for state in view.task_states().values())
+            if drop:
+                dropped = drop_damaged(archive, workers=workers, progress=update)
+            else:
+                dropped = Dropped(tuple(verify(archive, workers=workers, progress=update)))
+    except UnreadableError as error:
+        raise ArchiveError(f"{error.reason}; nothing of it can be checked: go back to a copy") from error
     for finding in dropped.findings:
         print(finding)
     print(f"{archive}: {done} tasks checked, {_count(len(dropped.findings), 'thing')} wrong")
@@ -69,8 +76,10 @@ def print_merge(archives: Sequence[Path], output: Path) -> int:
     ------
     ArchiveError
         See `driver.archive.merge.merge`.
+    InterruptedRunError
+        If Ctrl-C was pressed.
     """
-    with _progress("merging", "materials x models") as update:
+    with _interruptible(), _progress("merging", "materials x models") as update:
         merged = merge(archives, output, progress=update)
     print(
         f"{output}: {merged.tasks} tasks done, {merged.failed} to retry, {merged.quarantined} quarantined,"
@@ -91,6 +100,15 @@ def _print_tasks(keys: Sequence[TaskKey], what: str) -> None:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Ctrl-C into an error of one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError("ended by Ctrl-C; the same command begins anew") from None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-_MAGIC = b"LATDYNJ1"
+MAGIC = b"LATDYNJ1"
+"""What a journal begins with."""
 _HEADER = struct.Struct("<8s16sQ16s")
 MARK_OFFSET = 512
 """Where the mark stands that says that pages are moving: in a disk sector of its own, apart from the header."""
@@ -50,7 +51,7 @@ class Header:
 
     def encode(self) -> bytes:
         """Return the header's bytes."""
-        body = _HEADER.pack(_MAGIC, self.salt, self.base_size, self.head)
+        body = _HEADER.pack(MAGIC, self.salt, self.base_size, self.head)
         return body + struct.pack("<I", zlib.crc32(body))
 
 
@@ -70,7 +71,7 @@ def decode_header(data: bytes) -> Header | None:
         return None
     body = data[: _HEADER.size]
     magic, salt, base_size, head = _HEADER.unpack(body)
-    if magic != _MAGIC or struct.unpack_from("<I", data, _HEADER.size)[0] != zlib.crc32(body):
+    if magic != MAGIC or struct.unpack_from("<I", data, _HEADER.size)[0] != zlib.crc32(body):
         return None
     return Header(salt=salt, base_size=base_size, head=head)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from driver.archive.journal import journal_path
 from driver.archive.lineage import Choice, Pair, by_pair, choose, task_order
 from driver.archive.lock import WriterLock
 from driver.archive.merge_source import MergeSource, merged_header, merged_materials, merged_models, merged_refused
+from driver.archive.protection import OutputError, check_new_archive, is_archive, output_errors
 from driver.archive.reader import open_archive
 from driver.archive.records import ArchiveError, TaskKey
 from driver.archive.results import stored_items
@@ -104,12 +106,12 @@ def merge(
         If the file system refuses.
     """
     target, storage = Path(target), storage or _LateStorage()
-    if storage.exists(target):
-        raise ArchiveError(f"{target} exists already: choose another name")
+    check_new_archive(target)
     paths = [Path(path) for path in sources]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ArchiveError("an archive is named twice")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(output_errors(target))
         opened = [MergeSource(stack.enter_context(open_archive(path))) for path in paths]
         header = merged_header(opened)
         part = target.with_name(target.name + ".part")
@@ -246,8 +248,11 @@ def _placed(row: npt.NDArray[Any], indices: tuple[int, int], task: int | None = 
 
 
 def _clear(part: Path, storage: Storage) -> None:
-    """Remove what an interrupted merge has left, unless it is still going on."""
+    """Remove what an interrupted merge has left, unless it is still going on, or is something else."""
     part.parent.mkdir(parents=True, exist_ok=True)
+    marks = (journal_path(part), part.with_name(part.name + ".lock"))
+    if os.path.lexists(part) and not (is_archive(part) or any(map(os.path.lexists, marks))):
+        raise OutputError(f"{part} is in the way, and no merge has left it: move it away, or choose another name")
     lock = WriterLock(part, storage=storage)
     try:
         _remove(part, storage)
@@ -267,5 +272,6 @@ def _publish(part: Path, target: Path, storage: Storage) -> None:
         durable.sync(descriptor)
     finally:
         storage.close(descriptor)
+    check_new_archive(target)  # something may have appeared meanwhile
     storage.replace(part, target)
     durable.sync_directory(target.parent)

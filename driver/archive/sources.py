@@ -32,6 +32,18 @@ _FULL = {
 }
 
 
+class UnreadableError(ArchiveError):
+    """An archive, or a part of it, is damaged: it can be opened or read no more."""
+
+    @property
+    def reason(self) -> str:
+        """What cannot be read and why, without what to do."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.reason}. `python -m driver verify` names what is damaged"
+
+
 class Source(Protocol):
     """Where a view finds the open HDF5 file."""
 
@@ -136,7 +148,7 @@ def clear_errors(path: Path) -> Iterator[None]:
         reason = str(error).strip("'\"").splitlines()[0] if str(error) else type(error).__name__
         if "file signature not found" in reason:
             raise ArchiveError(f"{path} is not an HDF5 file, so no archive") from error
-        raise ArchiveError(f"{path} cannot be read: {reason}. `verify` names what is damaged") from error
+        raise UnreadableError(f"{path} cannot be read: {reason}") from error
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

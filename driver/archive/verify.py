@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from driver.archive.processes import in_processes
 from driver.archive.reader import ArchiveView, intact_rows, last_of_each, open_archive
 from driver.archive.records import STAGES, ArchiveError, TaskKey
 from driver.archive.schema import (
@@ -22,6 +21,7 @@ from driver.archive.schema import (
     scalar_bytes,
     structure_checksum,
 )
+from driver.archive.sources import UnreadableError
 
 _T = TypeVar("_T")
 
@@ -91,7 +91,7 @@ def verify(path: Path | str, *, workers: int = 1, progress: Callable[[int, int],
         If the archive cannot be opened at all.
     """
     with open_archive(path) as view:
-        findings = [*_check_header(view), *_check_tables(view), *_check_structures(view)]
+        findings = check_frame(view)
         stored, more = stored_tasks(view)
         findings += more
         batches = [stored[start : start + BATCH] for start in range(0, len(stored), BATCH)]
@@ -111,16 +111,18 @@ def _check_batches(
         for batch in batches:
             yield batch, check_tasks(view, batch)
         return
-    context = multiprocessing.get_context("spawn")  # HDF5 does not survive a fork
-    with ProcessPoolExecutor(min(workers, MAX_WORKERS, len(batches)), context) as pool:
-        jobs = {pool.submit(_check_apart, view.path, batch): batch for batch in batches}
-        for job in as_completed(jobs):
-            yield jobs[job], job.result()
+    calls = [(view.path, batch) for batch in batches]
+    yield from zip(batches, in_processes(_check_apart, calls, min(workers, MAX_WORKERS)), strict=True)
 
 
 def _check_apart(path: Path, tasks: Sequence[StoredTask]) -> list[Finding]:
     with open_archive(path) as view:
         return check_tasks(view, tasks)
+
+
+def check_frame(view: ArchiveView) -> list[Finding]:
+    """Return what is wrong in all that is no task's result: header, tables, structures."""
+    return [*_check_header(view), *_check_tables(view), *_check_structures(view)]
 
 
 def check_tasks(view: ArchiveView, tasks: Sequence[StoredTask]) -> list[Finding]:
@@ -225,4 +227,5 @@ def _attempt(where: str, read: Callable[[], _T], key: TaskKey | None = None) -> 
     try:
         return read()
     except Exception as error:
-        return Finding(where, f"it cannot be read ({str(error).splitlines()[0] if str(error) else error!r})", key)
+        reason = error.reason if isinstance(error, UnreadableError) else str(error)
+        return Finding(where, f"it cannot be read ({reason.splitlines()[0] if reason else repr(error)})", key)

@@ -317,6 +317,12 @@ def make_elpasolite() -> Callable[..., Structure]:
 
 
 @pytest.fixture(scope="session")
+def make_springs() -> Callable[..., Springs]:
+    """The function that puts a crystal on springs."""
+    return springs
+
+
+@pytest.fixture(scope="session")
 def make_dynamics() -> Callable[..., TaskResult]:
     """The function that makes up a segment of a trajectory."""
     return dynamics_result

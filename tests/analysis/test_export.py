@@ -12,6 +12,7 @@ from analysis.export import export
 from analysis.harmonic import build_phonopy, commensurate_modes
 from driver.archive.h5md import read_trajectory
 from driver.archive.reader import open_archive
+from driver.archive.records import ArchiveError
 from driver.errors import UsageError
 
 PAIR = ("Cs2NaInCl6", "model-a")
@@ -28,6 +29,36 @@ def test_phonopy_reads_what_is_written(toy_archive, stable_crystal, tmp_path, mo
     np.testing.assert_allclose(
         refitted.run_qpoints(expected.qpoints[1:]).frequencies, expected.frequencies_THz[1:], atol=1e-3
     )
+
+
+@pytest.mark.parametrize("name", ["x.yaml", "Cs2NaInCl6.yml"])
+def test_one_file_for_phonopy(toy_archive, stable_crystal, tmp_path, name):
+    """It holds all that phonopy.load needs: cells, displacements, forces and force constants."""
+    (path,) = export(toy_archive, *PAIR, "phonopy", tmp_path / name)
+    assert path.is_file()
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    phonon = phonopy.load(path, produce_fc=False, log_level=0)
+    np.testing.assert_allclose(phonon.force_constants, stable_crystal.constants.values, atol=1e-9)
+    np.testing.assert_allclose(phonon.supercell.positions, stable_crystal.constants.supercell.positions, atol=1e-9)
+    np.testing.assert_allclose(phonon.supercell.masses, stable_crystal.constants.masses_u)
+    expected = commensurate_modes(build_phonopy(stable_crystal.constants))
+    np.testing.assert_allclose(phonon.run_qpoints(expected.qpoints).frequencies, expected.frequencies_THz, atol=1e-5)
+    with open_archive(toy_archive) as view:
+        forces = view.read_array(*PAIR, "displace", "d0.0100/forces")
+        moved = view.read_array(*PAIR, "displace", "d0.0100/displacements")
+    np.testing.assert_allclose(phonon.forces, forces, atol=1e-7)
+    kept = np.array([np.abs(vectors).max(axis=0) for vectors in moved])
+    given = np.array([np.abs(entry["displacement"]) for entry in phonon.dataset["first_atoms"]])
+    np.testing.assert_allclose(given, kept, atol=1e-9)
+
+
+def test_names_of_phonopy_files_and_folders(toy_archive, tmp_path):
+    (tmp_path / "x.yaml").mkdir()
+    with pytest.raises(ArchiveError, match=r"x.yaml is a folder: name a file"):
+        export(toy_archive, *PAIR, "phonopy", tmp_path / "x.yaml")
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(ArchiveError, match=r"x is a file: name a folder"):
+        export(toy_archive, *PAIR, "phonopy", tmp_path / "x")
 
 
 def test_h5md_is_valid_and_whole(toy_archive, tmp_path):
@@ -119,5 +150,5 @@ def test_wrong_requests(toy_archive, tmp_path, material, model, to, message):
 
 
 def test_unknown_suffix(toy_archive, tmp_path):
-    with pytest.raises(UsageError, match="ASE knows no format"):
+    with pytest.raises(UsageError, match=r"ASE cannot write relaxed.blub \(no such format\)"):
         export(toy_archive, *PAIR, "ase", tmp_path / "relaxed.blub")

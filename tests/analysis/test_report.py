@@ -66,6 +66,8 @@ def test_page_says_what_there_is(page):
     assert "does not know Rb &lt;element&gt;" in text
     assert "<element>" not in text
     assert "Traceback (most recent call last)" in text
+    assert "0.0 %" not in text
+    assert re.search(r"\d+ on the supercell&#x27;s q points, [\d.]+ % of the mesh; lowest at q = \(", text)
 
 
 def test_files_beside_the_page(page):
@@ -84,9 +86,7 @@ def test_figures_beyond_the_limit_are_named(toy_archive, tmp_path, monkeypatch):
 def test_report_of_an_archive_without_results(builder, stable_crystal, tmp_path):
     builder.add_models("m")
     builder.add_material("A&B", stable_crystal.constants.unitcell)
-    text = report.write_report(
-        builder.path, reduce_archive(builder.path, COARSE, details=True), tmp_path / "out"
-    ).read_text()
+    text = report.write_report(builder.path, reduce_archive(builder.path, COARSE, details=True), tmp_path).read_text()
     assert "A&amp;B" in text
     assert "No trajectory has been reduced yet" in text
     assert "No task has failed for good" in text

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -17,6 +22,8 @@ from driver.__main__ import main
 from driver.archive.reader import open_archive
 from driver.archive.verify import verify
 from driver.archive.writer import ArchiveWriter
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -113,3 +120,70 @@ def test_merge_says_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_merging_what_does_not_belong_together(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(archive), "-o", str(archive)]) == 2
     assert capsys.readouterr().err == f"latdyn: {archive} exists already: choose another name\n"
+
+
+def test_verify_does_not_recommend_itself(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(archive, address_of(archive, "materials/A/m/dynamics") + 20)
+    assert main(["verify", str(archive)]) == 1
+    out = capsys.readouterr().out
+    assert "A / m / dynamics segment 0: it cannot be read (" in out
+    assert "driver verify" not in out
+    archive.write_bytes(archive.read_bytes()[:3000])
+    for options in ([], ["--drop"]):
+        assert main(["verify", *options, str(archive)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "verify`" not in error
+        assert error.endswith("nothing of it can be checked: go back to a copy\n")
+    assert main(["status", str(archive)]) == 2
+    assert "`python -m driver verify` names what is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["verify", "merge"])
+def test_ctrl_c_is_one_line(
+    archive: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def pressed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maintenance, command, pressed)
+    arguments = [str(archive)] if command == "verify" else [str(archive), "-o", str(archive.with_name("b.h5"))]
+    assert main([command, *arguments]) == 75
+    assert capsys.readouterr().err == "latdyn: ended by Ctrl-C; the same command begins anew\n"
+
+
+def test_merge_replaces_nothing(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the names of an archive's files, nor a link that leads nowhere, nor what lies where it works."""
+    before = archive.read_bytes()
+    (tmp_path / "link.h5").symlink_to("nowhere")
+    (tmp_path / "c.h5.part").write_text("mine")
+    for name in ("archive.h5.journal", "archive.h5.lock", "link.h5", "c.h5", "archive.h5/c.h5"):
+        assert main(["merge", str(archive), "-o", str(tmp_path / name)]) == 2, name
+        error = capsys.readouterr().err
+        assert error.startswith("latdyn: ") and error.count("\n") == 1
+    assert archive.read_bytes() == before
+    assert (tmp_path / "c.h5.part").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"archive.h5", "link.h5", "c.h5.part"}
+    assert main(["merge", str(archive), "-o", "/proc/nowhere/c.h5"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_the_processes_of_verify(archive: Path) -> None:
+    """As a terminal sends it, to all of them: only the one that was called shows it."""
+    command = "from driver.archive.verify import verify; import driver.archive.verify as v; v.BATCH = 1"
+    command += f"; print('now', flush=True); [verify({str(archive)!r}, workers=2) for _ in range(1000)]"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert error.count("Traceback") == 1  # the caller's
+    assert "SpawnProcess" not in error
