@@ -11,9 +11,10 @@ from driver import __version__
 from driver.archive.records import ArchiveError
 from driver.errors import LatdynError
 from driver.guard import Guard, launched_as_rank
+from driver.library_warnings import silence_library_warnings
 from driver.patience import patience_in
 
-EXIT_USAGE = 2
+EXIT_INTERRUPTED = 75
 
 _OVERRIDES = """\
 Overrides, after the command, in any number:
@@ -32,6 +33,7 @@ Exit codes: 0 all done; 1 done, with quarantined tasks or refused materials; 2 w
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
     options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
+    silence_library_warnings()
     try:
         return int(options.command(options))
     except (LatdynError, ArchiveError) as error:
@@ -39,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"latdyn: {error}", file=sys.stderr)
         return _exit_code_of(error)
+    except KeyboardInterrupt:
+        print("latdyn: ended by Ctrl-C", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0

@@ -65,6 +65,17 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Configu
     return Configuration(build(Settings, tree, ""), materials, specs, model_cache, text)
 
 
+def is_configuration_of(path: Path, name: str) -> bool:
+    """Whether a file is the composed configuration of a campaign of that name."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(tree, Mapping) and tree.get("name") == name and {"stages", "execution"} <= tree.keys()
+
+
 def presets(config_dir: Path | None = None) -> dict[str, tuple[str, ...]]:
     """List the presets of each configuration group."""
     found: dict[str, set[str]] = {}

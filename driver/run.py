@@ -16,7 +16,6 @@ import platform
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,14 @@ from driver.archive.reader import open_archive
 from driver.archive.records import ArchiveError, Header, ModelRecord, StorageError
 from driver.archive.sources import storage_error, storage_errors
 from driver.archive.writer import ArchiveWriter
+from driver.atomic import write_atomically
 from driver.campaign import build_tasks
-from driver.config import Configuration, compose
+from driver.config import Configuration, compose, is_configuration_of
 from driver.devices import assign_device, assign_threads, job_has_gpus
 from driver.errors import InterruptedRunError, LatdynError, UsageError
 from driver.guard import Guard
 from driver.interrupts import Interrupts, leaving_when_overdue
+from driver.library_warnings import silence_library_warnings
 from driver.master import Master, Summary
 from driver.model_checks import ModelFacts, check_models
 from driver.models import ModelFile, cache_folder, model_record, prepared_folder, resolve
@@ -259,6 +260,7 @@ def _open(campaign: Campaign) -> ArchiveWriter:
         raise UsageError(
             f"cannot make {settings.folder} ({error.strerror}); set runs= to a folder you may write"
         ) from error
+    _refuse_foreign_configuration(campaign)
     header = Header(
         campaign=settings.name,
         seed=settings.seed,
@@ -279,11 +281,19 @@ def _open(campaign: Campaign) -> ArchiveWriter:
         if settings.retry == "failed":
             writer.requeue_quarantined()
         with storage_errors(settings.folder / "config.yaml"):
-            (settings.folder / "config.yaml").write_text(campaign.configuration.yaml)
+            write_atomically(settings.folder / "config.yaml", campaign.configuration.yaml)
     except BaseException:
         writer.close()
         raise
     return writer
+
+
+def _refuse_foreign_configuration(campaign: Campaign) -> None:
+    """Leave a configuration alone that no run of this campaign has written: `runs` and `name` may lead anywhere."""
+    settings = campaign.configuration.settings
+    path = settings.folder / "config.yaml"
+    if path.exists() and not campaign.archive.exists() and not is_configuration_of(path, settings.name):
+        raise UsageError(f"{path} is not of a campaign {settings.name!r}: set another name= or runs=")
 
 
 def _scheduler(campaign: Campaign, writer: ArchiveWriter, workers: int) -> Scheduler:
@@ -323,8 +333,7 @@ def _follow(world: World, early: Interrupts) -> int:
 def _worker(world: World, launch: Launch, port: InProcessTransport | MPIWorker, interrupts: Interrupts) -> Worker:
     # Imported here: only workers need torch, and it takes seconds and hundreds of megabytes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin where ranks share cores
-    warnings.filterwarnings("ignore", module=r"e3nn|torch|mace|ast")  # for their developers, not for users
-    warnings.filterwarnings("ignore", message="primitive_matrix defaulted")  # phonopy, although it was told
+    silence_library_warnings()
     with contextlib.redirect_stdout(io.StringIO()):  # and what they print on being imported
         from driver.engine.memory import default_capacity_atoms
         from driver.stages.dispatch import EngineRunner, visible_gpus
