@@ -148,11 +148,13 @@ def limited(context: Context, model: str, dtype: str, atoms: int) -> Iterator[Ro
     bytes_needed, held = needed(context, model, dtype, atoms)
     limit = held + SHARE * bytes_needed
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(device).total_memory, device)
+    index = device.index or 0  # "cuda" alone is refused here
+    share = limit / torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(share, index)
     try:
         yield {"bytes_needed": bytes_needed, "bytes_limit": limit}
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
         torch.cuda.empty_cache()
 
 

@@ -150,15 +150,16 @@ def test_steps_are_timed_until_there_are_enough():
 
 
 def test_memory_is_limited_to_a_share_and_given_back(monkeypatch):
-    fractions = []
+    given = []
     monkeypatch.setattr(gpu_memory, "needed", lambda *arguments: (1000.0, 50.0))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: argparse.Namespace(total_memory=10_000.0))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *arguments: given.append(arguments))
     context = Context("cuda", QUICK, Path(), 0.0)
     with pytest.raises(ValueError, match="inside"), gpu_memory.limited(context, "demo", "float32", 80):
         raise ValueError("inside")
-    assert fractions == [pytest.approx((50.0 + gpu_memory.SHARE * 1000.0) / 10_000.0), 1.0]
+    share = (50.0 + gpu_memory.SHARE * 1000.0) / 10_000.0
+    assert given == [(pytest.approx(share), 0), (1.0, 0)]  # torch wants a number here
 
 
 def nvidia_smi(folder: Path, unknown: str = "none") -> None:
