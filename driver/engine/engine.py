@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -52,6 +51,9 @@ class Engine:
         capacity_atoms: int | None = None,
     ) -> None:
         self.device = torch.empty(0, device=device).device  # "cuda" -> "cuda:0", as tensors report it
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # libraries launch their kernels on the current device
+        torch.set_float32_matmul_precision("highest")  # no TF32, whatever the environment says
         if threads is not None:
             torch.set_num_threads(threads)
         self._settings = settings or EngineSettings()
@@ -103,17 +105,15 @@ class Engine:
 
         if not self._settings.cuequivariance:
             return evaluator(select_elements(whole, sorted(elements)), dtype, "torch")
-        name, converted = "torch+cuequivariance", with_cuequivariance(whole, self.device)
+        converted = evaluator(with_cuequivariance(whole, self.device, dtype), dtype, "torch+cuequivariance")
         probe = sorted(elements)[:4]
         plain = evaluator(select_elements(whole, probe), torch.float64, "torch")
-        agreement = compare_forces(
-            evaluator(copy.deepcopy(converted), torch.float64, name), plain, probe_crystal(probe)
-        )
+        agreement = compare_forces(converted, plain, probe_crystal(probe))
         if self._excess(agreement) > 1.0:
             raise UsageError(
                 f"model {file.key}: with cuEquivariance it gives {agreement}; set engine.cuequivariance=false"
             )
-        return evaluator(converted, dtype, name)
+        return converted
 
     def choose(
         self, model: ModelFile, structures: Sequence[Structure], dtype: str, stage: str = "dynamics"

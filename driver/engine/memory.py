@@ -50,8 +50,16 @@ class MemoryMeter:
         return Memory(peak, free + torch.cuda.memory_reserved(self._device) - self._before)
 
 
+_RAN_OUT = (
+    "can't allocate memory",  # torch, on the host
+    "CUDA error: out of memory",  # the driver: pinned memory, contexts, memory that another process holds
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuSOLVER and others, for their handles and workspaces
+)
+"""In messages of exceptions that have no type of their own."""
+
+
 def ran_out(error: BaseException) -> bool:
     """Whether an exception says that memory has run out, on a device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return "can't allocate memory" in str(error)
+    return any(phrase in str(error) for phrase in _RAN_OUT)

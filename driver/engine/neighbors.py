@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import torch
 import vesin
 
 from driver.engine.batch import StructureBatch
+from driver.engine.state import atom_rows
 
 MAX_DENSITY_PER_A3 = 2.0
 """Atoms per cubic angstrom beyond which a cell counts as collapsed (diamond has 0.18)."""
@@ -53,11 +54,11 @@ class Edges:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Pairs of one structure within cutoff + skin when they were built: local indices and integer cell shifts."""
+    """Pairs of one structure within cutoff + skin when they were searched, on the host; indices into the batch."""
 
-    senders: torch.Tensor
-    receivers: torch.Tensor
-    cell_shifts: torch.Tensor
+    senders: npt.NDArray[np.int64]
+    receivers: npt.NDArray[np.int64]
+    shifts_A: npt.NDArray[np.float64]
     usable: bool
 
 
@@ -88,10 +89,11 @@ class NeighborList:
         self.skin_A = skin_A
         self.searches = 0
         self._layout: tuple[tuple[int, ...], torch.dtype, torch.device] | None = None
-        self._candidates: list[_Candidates] = []
         self._reference_positions = torch.empty(0, 3)
         self._reference_cells = torch.empty(0, 3, 3)
         self._all = Edges(*(torch.empty(0),) * 3)
+        self._sizes: list[int] = []
+        """Candidates of each structure, in the order in which they stand in `_all`."""
 
     def update(self, batch: StructureBatch) -> Edges:
         """Return the edges of a batch at its present positions and cells.
@@ -109,12 +111,14 @@ class NeighborList:
         layout = (batch.counts, batch.positions.dtype, batch.positions.device)
         if layout != self._layout:
             self._layout = layout
-            self._candidates = []
+            self._all = Edges(*(torch.empty(0),) * 3)
+            self._sizes = [0] * batch.size
             self._reference_positions = batch.positions.detach().clone()
             self._reference_cells = batch.cells.clone()
             self._search(batch, range(batch.size))
         else:
-            stale = self._stale(batch).nonzero().flatten().tolist()
+            # One copy to the host; `nonzero` on the device would make the host wait twice.
+            stale = [b for b, due in enumerate(self._stale(batch).tolist()) if due]
             if stale:
                 self._search(batch, stale)
         return self._within_cutoff(batch.positions.detach())
@@ -128,56 +132,60 @@ class NeighborList:
         return (count > 0) | (batch.cells != self._reference_cells).flatten(1).any(-1)
 
     def _search(self, batch: StructureBatch, which: Sequence[int]) -> None:
-        """Search the structures `which` and make their present state the reference."""
+        """Search the structures `which` (ascending) and make their present state the reference."""
         positions = batch.positions.detach().to("cpu", torch.float64).numpy()
         cells = batch.cells.detach().to("cpu", torch.float64).numpy()
-        ends = np.cumsum(batch.counts)
-        first = not self._candidates
-        changed = first
-        for b in which:
-            begin, end = ends[b] - batch.counts[b], ends[b]
-            candidates = self._candidates_of(positions[begin:end], cells[b], batch)
-            if first:
-                self._candidates.append(candidates)
-            else:
-                # A structure that stays unusable is looked at in every step, but changes nothing.
-                changed |= candidates.usable or self._candidates[b].usable
-                self._candidates[b] = candidates
-                self._reference_positions[begin:end] = batch.positions[begin:end].detach()
-                self._reference_cells[b] = batch.cells[b]
+        begins = np.cumsum((0, *batch.counts))
+        found = {b: self._candidates_of(positions[begins[b] : begins[b + 1]], cells[b], begins[b]) for b in which}
+        rows = atom_rows(batch.counts, which).to(batch.positions.device)
+        self._reference_positions[rows] = batch.positions.detach()[rows]
+        self._reference_cells[list(which)] = batch.cells[list(which)]
+        # A structure that stays unusable is looked at in every step, but changes nothing.
+        changed = {b: c for b, c in found.items() if c.usable or b not in self._all.unusable}
         if changed:
-            self._all = self._joined(batch)
+            self._splice(batch, changed)
 
     def _candidates_of(
-        self, positions: npt.NDArray[np.float64], cell: npt.NDArray[np.float64], batch: StructureBatch
+        self, positions: npt.NDArray[np.float64], cell: npt.NDArray[np.float64], begin: int
     ) -> _Candidates:
-        """Search one structure."""
+        """Search one structure, whose first atom has the index `begin` in the batch."""
         self.searches += 1
-        usable = _is_searchable(positions, cell)
-        if usable:
-            search = vesin.NeighborList(cutoff=self.cutoff_A + self.skin_A, full_list=True, sorted=True, n_threads=1)
-            first, second, shifts = search.compute(positions, cell, True, "ijS")
-        else:
-            first, second, shifts = np.empty(0), np.empty(0), np.empty((0, 3))
-        device = batch.positions.device
+        if not _is_searchable(positions, cell):
+            none = np.empty(0, dtype=np.int64)
+            return _Candidates(none, none, np.empty((0, 3)), usable=False)
+        search = vesin.NeighborList(cutoff=self.cutoff_A + self.skin_A, full_list=True, sorted=True, n_threads=1)
+        first, second, shifts = search.compute(positions, cell, True, "ijS")
+        # vesin sorts by the first index and shifts the second: the first is the receiver, the shift changes sign
         return _Candidates(
-            # vesin sorts by the first index and shifts the second: the first is the receiver, the shift changes sign
-            senders=torch.from_numpy(second.astype(np.int64)).to(device),
-            receivers=torch.from_numpy(first.astype(np.int64)).to(device),
-            cell_shifts=torch.from_numpy(-shifts.astype(np.float64)).to(device, batch.positions.dtype),
-            usable=usable,
+            senders=second.astype(np.int64) + begin,
+            receivers=first.astype(np.int64) + begin,
+            shifts_A=-shifts.astype(np.float64) @ cell,
+            usable=True,
         )
 
-    def _joined(self, batch: StructureBatch) -> Edges:
-        """Put the candidates of all structures side by side."""
-        begins = np.cumsum((0, *batch.counts[:-1])).tolist()
-        parts = list(zip(self._candidates, begins, strict=True))
-        return Edges(
-            senders=torch.cat([c.senders + begin for c, begin in parts]),
-            receivers=torch.cat([c.receivers + begin for c, begin in parts]),
-            shifts_A=torch.cat([c.cell_shifts @ cell for c, cell in zip(self._candidates, batch.cells, strict=True)]),
-            unusable=tuple(b for b, c in enumerate(self._candidates) if not c.usable),
+    def _splice(self, batch: StructureBatch, found: Mapping[int, _Candidates]) -> None:
+        """Put candidates in the place of those that their structures had.
+
+        What is new goes to the device in one copy, and what stays there is copied in as few pieces as there are: of
+        hundreds of structures a few are due in almost every step.
+        """
+        device, dtype = batch.positions.device, batch.positions.dtype
+        new = Edges(
+            senders=torch.from_numpy(np.concatenate([c.senders for c in found.values()])).to(device),
+            receivers=torch.from_numpy(np.concatenate([c.receivers for c in found.values()])).to(device),
+            shifts_A=torch.from_numpy(np.concatenate([c.shifts_A for c in found.values()])).to(device, dtype),
         )
+        begins = np.cumsum((0, *self._sizes)).tolist()
+        pieces: list[tuple[Edges, int, int]] = []
+        kept = used = 0
+        for b, candidates in found.items():
+            self._sizes[b] = len(candidates.senders)
+            pieces += [(self._all, kept, begins[b]), (new, used, used + self._sizes[b])]
+            kept, used = begins[b + 1], used + self._sizes[b]
+        pieces.append((self._all, kept, begins[-1]))
+        lost = {b for b, candidates in found.items() if not candidates.usable}
+        joined = new if len(found) == batch.size else _joined(pieces)
+        self._all = replace(joined, unusable=tuple(sorted((set(self._all.unusable) - found.keys()) | lost)))
 
     def _within_cutoff(self, positions: torch.Tensor) -> Edges:
         """Keep the candidates that are closer than the cutoff now."""
@@ -190,6 +198,15 @@ class NeighborList:
             shifts_A=self._all.shifts_A.index_select(0, keep),
             unusable=self._all.unusable,
         )
+
+
+def _joined(pieces: Sequence[tuple[Edges, int, int]]) -> Edges:
+    """Put slices (edges, from, to) side by side."""
+    return Edges(
+        senders=torch.cat([edges.senders[begin:end] for edges, begin, end in pieces]),
+        receivers=torch.cat([edges.receivers[begin:end] for edges, begin, end in pieces]),
+        shifts_A=torch.cat([edges.shifts_A[begin:end] for edges, begin, end in pieces]),
+    )
 
 
 def _is_searchable(positions: npt.NDArray[np.float64], cell: npt.NDArray[np.float64]) -> bool:

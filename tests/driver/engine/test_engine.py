@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +76,22 @@ def test_sets_the_number_of_threads() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_multiplies_in_full_precision_whatever_the_environment_says() -> None:
+    """NVIDIA's containers set a variable that turns TF32 on."""
+    code = (
+        "import torch; from driver.engine.engine import Engine; "
+        "before = torch.backends.cuda.matmul.allow_tf32; Engine(); "
+        "print(before, torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.split() == ["True", "False", "highest"], run.stderr
 
 
 def test_checks_a_file_before_any_task_needs_it(zoo: Zoo, tmp_path: Path) -> None:

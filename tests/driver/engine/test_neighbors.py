@@ -166,6 +166,28 @@ def test_a_lost_structure_has_no_edges_and_leaves_the_others_alone(value: float)
     np.testing.assert_allclose(as_found(edges, batch), expected(batch), atol=2e-6)
 
 
+def test_structures_of_a_batch_are_searched_anew_lost_and_found_in_any_order() -> None:
+    """What is spliced in is what a fresh list has, whichever structures are due together."""
+    batch = batch_of([crystal(30 + i, atoms=3 + i % 4) for i in range(9)])
+    neighbors = NeighborList(CUTOFF_A, 0.4)
+    random = np.random.default_rng(5)
+    for _ in range(40):
+        positions = batch.positions.clone()
+        due = random.random(batch.size) < random.choice([0.0, 0.2, 1.0])
+        lost = random.random(batch.size) < 0.15
+        for b in range(batch.size):
+            own = batch.system == b
+            if due[b]:
+                positions[own] += torch.from_numpy(random.uniform(-0.4, 0.4, (int(own.sum()), 3)))
+            if lost[b]:
+                positions[own] = torch.nan
+        now = batch.moved(positions)
+        fresh, kept = NeighborList(CUTOFF_A, 0.0).update(now), neighbors.update(now)
+        assert kept.unusable == fresh.unusable == tuple(np.flatnonzero(lost))
+        assert torch.equal(kept.receivers, kept.receivers.sort().values)
+        np.testing.assert_allclose(as_found(kept, now), as_found(fresh, now), atol=2e-6)
+
+
 @pytest.mark.parametrize(
     "cell",
     [np.zeros((3, 3)), 0.01 * np.eye(3), np.diag([0.01, 30.0, 30.0]), np.full((3, 3), np.nan), np.ones((3, 3))],

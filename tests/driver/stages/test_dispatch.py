@@ -31,6 +31,19 @@ def test_real_allocation_failures_are_memory_running_out(runner):
     assert not runner.release_memory(RuntimeError("shapes do not match"))
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+    ],
+)
+def test_memory_also_runs_out_in_the_libraries_of_a_gpu(runner, message):
+    assert runner.release_memory(RuntimeError(message))
+    assert not runner.release_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
 def test_says_that_preparing_takes_long_and_that_it_failed(tmp_path):
     """Before it begins; and nothing where all is there, or where the reference was asked for."""
     takes, cannot = (save_model(build_model(name, seed=1), tmp_path / f"{name}.model") for name in ("mp-0", "mh-1"))
