@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from driver import __version__
 from driver.archive.records import ArchiveError
 from driver.errors import LatdynError
 
-EXIT_USAGE = 2
+EXIT_INTERRUPTED, EXIT_CRASHED = 75, 70
 
 _OVERRIDES = """\
 Overrides, after the command, in any number:
@@ -40,6 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        print("latdyn: ended by Ctrl-C", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if options.debug or sys.excepthook is not sys.__excepthook__:  # under MPI the hook ends all ranks
+            raise
+        print(f"latdyn: {_internal(error)}", file=sys.stderr)
+        return EXIT_CRASHED
+
+
+def _internal(error: Exception) -> str:
+    """Describe what is a defect of this program."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"internal error: {what} ({place.filename}:{place.lineno}); please report it with what --debug shows"
 
 
 def _exit_code_of(error: Exception) -> int:

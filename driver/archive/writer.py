@@ -13,6 +13,7 @@ import h5py
 
 from driver.archive.creation import LIBVER, empty_archive, place
 from driver.archive.datasets import append_rows, create_dataset, open_group, table_length, write_structure
+from driver.archive.identity import Difference, different_materials, different_models, refusal
 from driver.archive.journal import JournaledFile
 from driver.archive.lock import WriterLock
 from driver.archive.reader import ArchiveView
@@ -131,21 +132,17 @@ class ArchiveWriter:
         ArchiveError
             If a material is there with another structure, or its key cannot be used.
         """
+        self._refuse(different_materials(self._structures, materials, self.view.structure))
         new: dict[str, MaterialRecord] = {}
         lost: list[MaterialRecord] = []
         missing = set(self.view.missing_structures())
         for record in materials:
-            known = self._structures.get(record.key)
-            if record.key in new:
-                known = structure_checksum(new[record.key].structure)
-            if known is None:
-                new[record.key] = record
-            elif known != structure_checksum(record.structure):
-                raise ArchiveError(
-                    f"material {record.key} is in {self.path} with another structure: give the new one another key"
-                )
-            elif record.key in missing:
+            if record.key in missing:
                 lost.append(record)
+            elif record.key not in self._structures:
+                first = new.setdefault(record.key, record)
+                if structure_checksum(first.structure) != structure_checksum(record.structure):
+                    raise ArchiveError(f"material {record.key} is given with two structures: give one another key")
         rows = to_rows("materials", [material_row(record) for record in new.values()])
         if new or lost:
             with self.transaction():
@@ -173,18 +170,10 @@ class ArchiveWriter:
             If a model is there with another sha256 or head, or its key cannot be used.
         """
         new: dict[str, ModelRecord] = {}
-        known = {**self._models}
         for record in models:
-            stored = known.setdefault(record.key, record)
-            if record.key not in self._models and stored is record:
-                new[record.key] = record
-            for what in ("sha256", "head"):
-                old, now = getattr(stored, what), getattr(record, what)
-                if old != now:
-                    raise ArchiveError(
-                        f"model {record.key} is in {self.path} with another {what} ({old!r}, now {now!r}):"
-                        " use the same file, or give the new one another key"
-                    )
+            if record.key not in self._models:
+                new.setdefault(record.key, record)
+        self._refuse(different_models({**new, **self._models}, models))
         rows = to_rows("models", [model_row(record) for record in new.values()])
         if new:
             with self.transaction():
@@ -280,6 +269,10 @@ class ArchiveWriter:
             raise ArchiveError(f"{key}: {error.args[0]} is not in {self.path}; add it first") from error
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, differences: Sequence[Difference]) -> None:
+        if differences:
+            raise ArchiveError(refusal(self.path, differences))
 
     def _state(self, key: TaskKey, states: dict[TaskKey, TaskState]) -> str:
         state = states.get(key) or self._states.get(key)

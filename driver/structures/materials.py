@@ -103,6 +103,11 @@ class MaterialsSettings:
     limit: int | None = None
     on_error: str = "refuse"
 
+    @property
+    def empty(self) -> bool:
+        """Whether no source of materials is given at all."""
+        return self.elements == ElementLists() and not (self.formulas or self.formulas_file or self.structures)
+
 
 @dataclass(frozen=True)
 class Materials:
