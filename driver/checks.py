@@ -34,6 +34,9 @@ USUAL_FMAX_EV_A = 0.05
 USUAL_VOLUME_A3 = (3.0, 150.0)
 """Per atom."""
 
+_LINES = 20
+"""Materials that a refusal names, each on a line."""
+
 _SHOWN = 3
 """Materials that a warning names."""
 
@@ -76,24 +79,38 @@ def check_models(campaign: Campaign) -> None:
 
 
 def check_materials(campaign: Campaign) -> list[str]:
-    """Refuse materials with elements that a model lacks, or return a line for each where materials.on_error=skip.
+    """Refuse materials with elements that a model lacks, or return a line per model where materials.on_error=skip.
 
     Models whose elements cannot be read without loading them are left out.
     """
-    known = {key: elements_of(file.path) for key, file in campaign.models.items()}
-    lines = []
     for record in campaign.materials.records:
         safe_key(record.key, "material")
-        present = set(record.structure.numbers.tolist())
-        for model, elements in known.items():
-            absent = sorted(present - set(elements)) if elements else []
-            if absent:
-                names = ", ".join(chemical_symbols[number] for number in absent)
-                lines.append(f"material {record.key}: model {model} does not know {names}")
-    if lines and campaign.configuration.materials.on_error == "refuse":
+    lacking = {key: _lacking(campaign, elements_of(file.path)) for key, file in campaign.models.items()}
+    refused = [
+        f"material {name}: model {model} does not know {e}" for model, m in lacking.items() for name, e in m.items()
+    ]
+    if refused and campaign.configuration.materials.on_error == "refuse":
         remedy = "leave such materials out with materials.exclude, or go on without with materials.on_error=skip"
-        raise UsageError("\n  ".join([f"elements that a model lacks ({remedy}):", *lines]))
-    return [f"{line}; its tasks will be given up" for line in lines]
+        more = [f"and {len(refused) - _LINES} more"] if len(refused) > _LINES else []
+        raise UsageError("\n  ".join([f"elements that a model lacks ({remedy}):", *refused[:_LINES], *more]))
+    return [
+        f"model {model} does not know elements of {_listed([f'{name} ({e})' for name, e in materials.items()])}: "
+        "tasks of such materials will be given up"
+        for model, materials in lacking.items()
+        if materials
+    ]
+
+
+def _lacking(campaign: Campaign, known: tuple[int, ...] | None) -> dict[str, str]:
+    """Return the materials with elements that are not among those known -> their symbols."""
+    absent = {
+        record.key: sorted(set(record.structure.numbers.tolist()) - set(known))
+        for record in campaign.materials.records
+        if known is not None
+    }
+    return {
+        key: ", ".join(chemical_symbols[number] for number in numbers) for key, numbers in absent.items() if numbers
+    }
 
 
 def check_supercells(campaign: Campaign) -> None:

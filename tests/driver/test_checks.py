@@ -74,9 +74,18 @@ def test_plan_and_run_refuse_the_same(crystals, command, override, message):
     assert not (crystals.parent / "mine").exists()
 
 
-def test_skipping_materials_of_unknown_elements_warns_of_each(crystals):
+def test_skipping_materials_of_unknown_elements_warns(crystals):
     text = warnings(crystals, "materials.formulas=[CsSnBr3,Cs2AgBiBr6]", "materials.on_error=skip")
-    assert text == "material CsSnBr3: model demo does not know Sn; its tasks will be given up"
+    assert text == "model demo does not know elements of CsSnBr3 (Sn): tasks of such materials will be given up"
+
+
+def test_many_materials_of_unknown_elements_stay_readable(crystals):
+    many = ["materials=halide_double_perovskites", "materials.limit=100"]
+    with pytest.raises(UsageError) as caught:
+        check(compose_campaign(own(crystals, *many)))
+    assert len(str(caught.value).splitlines()) == 22 and str(caught.value).endswith("and 80 more")
+    text = warnings(crystals, *many, "materials.on_error=skip")
+    assert "and 97 more: tasks of such materials will be given up" in text and "\n" not in text
 
 
 @pytest.mark.parametrize(
