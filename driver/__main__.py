@@ -16,9 +16,11 @@ EXIT_INTERRUPTED, EXIT_CRASHED = 75, 70
 
 _OVERRIDES = """\
 Overrides, after the command, in any number:
-  GROUP=PRESET   picks presets:      campaign=smoke  protocol=paper  model=[mace-mpa-0,mace-omat-0]
+  GROUP=PRESET   picks presets:      campaign=smoke  protocol=paper  "model=[mace-mpa-0,mace-omat-0]"
   KEY=VALUE      sets one value:     dynamics.temperature_K=400  supercell.min_length_A=12  name=mine
                  lists in brackets:  "materials.formulas=[Cs2AgBiBr6,Cs2NaInCl6]"  (quoted, for the shell)
+  your own:      name=mine materials=structures "materials.structures=[crystals/*.cif]" model=mace-mpa-0
+In parallel: mpirun -n 1+WORKERS python -m driver run ... (Open MPI: --oversubscribe for more ranks than cores).
 Presets:
 {presets}
 Every key, with its default, stands in conf/config.yaml and in the presets of its group. Presets of your own: a folder
