@@ -11,7 +11,7 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from driver.archive.identity import different_materials, different_models, different_settings, refusal
 from driver.archive.reader import open_archive
-from driver.archive.records import MaterialRecord
+from driver.archive.records import ArchiveError, MaterialRecord
 from driver.archive.schema import safe_key
 from driver.campaign import Campaign, cells_in_supercell
 from driver.checkpoint import elements_of
@@ -84,7 +84,10 @@ def check_materials(campaign: Campaign) -> list[str]:
     Models whose elements cannot be read without loading them are left out.
     """
     for record in campaign.materials.records:
-        safe_key(record.key, "material")
+        try:
+            safe_key(record.key, "material")
+        except ArchiveError as error:
+            raise UsageError(f"{record.source}: {error} (rename the file, or set materials.key_field)") from error
     lacking = {key: _lacking(campaign, elements_of(file.path)) for key, file in campaign.models.items()}
     refused = [
         f"material {name}: model {model} does not know {e}" for model, m in lacking.items() for name, e in m.items()

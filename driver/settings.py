@@ -314,7 +314,7 @@ class ExecutionSettings:
         for name in self.signals:
             _require(_can_be_handled(name), f"execution.signals: {name!r} cannot be handled; name one such as SIGTERM")
         if self.walltime is not None:
-            parse_duration_s(self.walltime)
+            _require(parse_duration_s(self.walltime) > 0, f"execution.walltime = {self.walltime!r}: must be positive")
 
 
 @dataclass(frozen=True)

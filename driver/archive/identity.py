@@ -74,13 +74,11 @@ def different_models(stored: Mapping[str, ModelRecord], now: Iterable[ModelRecor
 
 def refusal(path: Path, differences: Sequence[Difference | str]) -> str:
     """Return the line that names what differs from an archive, and what to do."""
-    shown = [str(difference) for difference in differences[:_SHOWN]]
-    if len(differences) > _SHOWN:
-        shown.append(f"and {len(differences) - _SHOWN} more")
-    return (
-        f"{path} was made with other inputs ({'; '.join(shown)}); restore them, or set another name= "
-        "(a changed structure or model file may also join it under another key)"
-    )
+    texts = [str(difference) for difference in differences]
+    shown = texts[:_SHOWN] + ([f"and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else [])
+    keyed = any(text.startswith(("material ", "model ")) for text in texts)
+    hint = "; a changed structure or model file can also be added under another key" if keyed else ""
+    return f"{path} was made with other inputs ({'; '.join(shown)}): restore them, or set another name={hint}"
 
 
 def _contrast(record: MaterialRecord, structure_of: Callable[[str], Structure]) -> tuple[str, str]:

@@ -144,7 +144,8 @@ def load_materials(settings: MaterialsSettings, *, base_dir: Path, seed: int) ->
     entries = [*_from_elements(settings), *_from_formulas(settings, base_dir), *_from_structures(settings, base_dir)]
     if not entries:
         raise UsageError(
-            "materials: none; set materials.elements, formulas, formulas_file or structures, or widen filters"
+            'materials: none; name files ("materials.structures=[crystals/*.cif]") or formulas '
+            '("materials.formulas=[Cs2AgBiBr6]", materials.formulas_file=list.csv), or widen materials.filters'
         )
     entries = _select_keys(entries, settings)
     refused = tuple(entry for entry in entries if isinstance(entry, RefusedMaterial))

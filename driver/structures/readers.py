@@ -60,6 +60,8 @@ def find_files(pattern: str, base_dir: Path) -> list[Path]:
     UsageError
         If there is no such file.
     """
+    if not pattern.strip():
+        raise UsageError('materials.structures: an entry is empty; name a file, a folder (".") or a pattern ("*.cif")')
     path = Path(base_dir, expanded(pattern))
     try:
         found = [path] if _is_file(path) else _matches(path)
@@ -137,7 +139,7 @@ def read_formulas(path: Path) -> list[tuple[str, str]]:
     Parameters
     ----------
     path : Path
-        A CSV file with a column `formula`, or a text file with one formula per line and `#` before comments.
+        A CSV file (`,` or `;`) with a column `formula`, or a text file with one formula per line, `#` before comments.
 
     Raises
     ------
@@ -146,8 +148,10 @@ def read_formulas(path: Path) -> list[tuple[str, str]]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"materials.formulas_file: cannot read {path} ({error})") from error
+    except OSError as error:
+        raise UsageError(f"materials.formulas_file: cannot read {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"materials.formulas_file: {path} is not a text file in UTF-8; save it as one") from error
     entries = _csv_formulas(path, text) if path.suffix.lower() == ".csv" else _plain_formulas(text)
     formulas = [(formula, f"{path} line {line}") for line, formula in entries if formula]
     if not formulas:
@@ -161,7 +165,8 @@ def _plain_formulas(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _csv_formulas(path: Path, text: str) -> Iterator[tuple[int, str]]:
-    reader = csv.DictReader(text.splitlines())
+    head = text.partition("\n")[0]
+    reader = csv.DictReader(text.splitlines(), delimiter=";" if ";" in head and "," not in head else ",")
     columns = [name for name in reader.fieldnames or [] if name.strip().lower() == "formula"]
     if not columns:
         found = ", ".join(reader.fieldnames or []) or "none"

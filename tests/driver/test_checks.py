@@ -74,6 +74,12 @@ def test_plan_and_run_refuse_the_same(crystals, command, override, message):
     assert not (crystals.parent / "mine").exists()
 
 
+def test_a_key_that_the_archive_cannot_have_names_the_file(crystals):
+    (crystals / "salt.cif").rename(crystals / "structure.cif")
+    with pytest.raises(UsageError, match=r"structure\.cif: material key 'structure' is reserved: .* \(rename the file"):
+        warnings(crystals)
+
+
 def test_skipping_materials_of_unknown_elements_warns(crystals):
     text = warnings(crystals, "materials.formulas=[CsSnBr3,Cs2AgBiBr6]", "materials.on_error=skip")
     assert text == "model demo does not know elements of CsSnBr3 (Sn): tasks of such materials will be given up"

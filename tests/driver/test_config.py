@@ -149,6 +149,7 @@ def test_a_preset_that_is_no_preset_is_one_line(tmp_path, content):
         ("displace.distances_A=[1e-6]", "lengths of at least 0.0001 A"),
         ("displace.symprec_A=0", "displace.symprec_A = 0.0: must be positive"),
         ("execution.walltime=2h", "execution.walltime = '2h': write HH:MM:SS"),
+        ("execution.walltime=0", "execution.walltime = '0': must be positive"),
         ("execution.signals=[SIGKILL]", "execution.signals: 'SIGKILL' cannot be handled"),
         ("execution.signals=[SIGFOO]", "execution.signals: 'SIGFOO' cannot be handled"),
         ("execution.device=cuda:x", "the device is auto, cpu, cuda or cuda:N"),

@@ -201,7 +201,7 @@ def test_a_folder_whose_name_looks_like_a_pattern(tmp_path):
     assert find_files("set [1]/g*/*.cif", tmp_path) == [base / "a b.cif"]
 
 
-@pytest.mark.parametrize("pattern", ["**x/*.cif", "~no-such-user/x.cif", "nowhere/*.cif", "nowhere"])
+@pytest.mark.parametrize("pattern", ["", " ", "**x/*.cif", "~no-such-user/x.cif", "nowhere/*.cif", "nowhere"])
 def test_a_pattern_that_cannot_be_is_one_line(tmp_path, pattern):
     with pytest.raises(UsageError, match=r"no-such-user|materials\.structures") as caught:
         find_files(pattern, tmp_path)
@@ -224,6 +224,27 @@ def test_find_files(tmp_path):
     for nothing in ("nope.cif", "*.traj"):
         with pytest.raises(UsageError, match="no file matches"):
             find_files(nothing, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("formula\nCs2AgBiBr6\n".encode("utf-16"), "is not a text file in UTF-8"),
+        (b"", "has no column 'formula'"),
+        (b"formula\n\n", "holds no formula"),
+    ],
+)
+def test_a_list_of_formulas_that_cannot_be_read_is_one_line(tmp_path, content, message):
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read_formulas(tmp_path / "list.csv")
+    with pytest.raises(UsageError, match=r"cannot read .*nowhere\.csv \(No such file or directory\)"):
+        read_formulas(tmp_path / "nowhere.csv")
+
+
+def test_a_list_with_semicolons(tmp_path):
+    (tmp_path / "list.csv").write_text("Formula;note\nCs2AgBiBr6;1,2\n")
+    assert [formula for formula, _ in read_formulas(tmp_path / "list.csv")] == ["Cs2AgBiBr6"]
 
 
 def test_read_formulas(tmp_path):
