@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from driver.guard import Guard, launched_as_rank
 from driver.library_warnings import silence_library_warnings
 from driver.patience import patience_in
 
-EXIT_INTERRUPTED = 75
+EXIT_INTERRUPTED, EXIT_CRASHED = 75, 70
 
 _OVERRIDES = """\
 Overrides, after the command, in any number:
-  GROUP=PRESET   picks presets:      campaign=smoke  protocol=paper  model=[mace-mpa-0,mace-omat-0]
+  GROUP=PRESET   picks presets:      campaign=smoke  protocol=paper  "model=[mace-mpa-0,mace-omat-0]"
   KEY=VALUE      sets one value:     dynamics.temperature_K=400  supercell.min_length_A=12  name=mine
                  lists in brackets:  "materials.formulas=[Cs2AgBiBr6,Cs2NaInCl6]"  (quoted, for the shell)
+  your own:      name=mine materials=structures "materials.structures=[crystals/*.cif]" model=mace-mpa-0
+In parallel: mpirun -n 1+WORKERS python -m driver run ... (Open MPI: --oversubscribe for more ranks than cores).
 Presets:
 {presets}
 Every key, with its default, stands in conf/config.yaml and in the presets of its group. Presets of your own: a folder
@@ -41,12 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"latdyn: {error}", file=sys.stderr)
         return _exit_code_of(error)
-    except KeyboardInterrupt:
-        print("latdyn: ended by Ctrl-C", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        print("latdyn: ended by Ctrl-C", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if options.debug or sys.excepthook is not sys.__excepthook__:  # under MPI the hook ends all ranks
+            raise
+        print(f"latdyn: {_internal(error)}", file=sys.stderr)
+        return EXIT_CRASHED
+
+
+def _internal(error: Exception) -> str:
+    """Describe what is a defect of this program."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"internal error: {what} ({place.filename}:{place.lineno}); please report it with what --debug shows"
 
 
 def _exit_code_of(error: Exception) -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from driver.archive.h5md import last_state, replicas
 from driver.archive.reader import ArchiveView
-from driver.archive.records import MaterialRecord, TaskKey
+from driver.archive.records import MaterialRecord, ModelRecord, TaskKey
 from driver.batch_size import BatchSize, size_of
+from driver.config import Configuration, compose
 from driver.errors import UsageError
+from driver.models import ModelFile, cache_folder, model_record, resolve
 from driver.settings import Settings
+from driver.structures.materials import Materials, load_materials
 from driver.structures.supercells import supercell_matrix
 from driver.tasks import TaskInput, TaskSpec
 
@@ -24,6 +29,53 @@ _DISPLACED_CELLS = 6
 _FLOAT64_COST = 2.0
 """Rough work per task, for the order in which tasks are handed out and for estimates before anything is measured:
 evaluations of a relaxation, displaced cells of a crystal as symmetric as a perovskite, float64 against float32."""
+
+
+MAX_TASKS = 20_000_000
+"""More of them do not fit into the memory of rank 0."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A campaign as configured: its materials, its models and all of its tasks, done ones included."""
+
+    configuration: Configuration
+    materials: Materials
+    models: Mapping[str, ModelFile]
+    tasks: Sequence[TaskSpec]
+
+    @property
+    def archive(self) -> Path:
+        """The campaign's archive."""
+        return self.configuration.settings.archive
+
+    @property
+    def model_records(self) -> tuple[ModelRecord, ...]:
+        """The models as the archive keeps them."""
+        return tuple(model_record(spec, self.models[spec.key]) for spec in self.configuration.models)
+
+
+def compose_campaign(overrides: Sequence[str], config_dir: Path | None = None) -> Campaign:
+    """Compose a campaign, find its materials and model files, and list its tasks; opens no archive.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        See `driver.config.compose`.
+    config_dir : Path, optional
+        Presets of the user's own.
+
+    Raises
+    ------
+    UsageError
+        For anything wrong with settings, materials or models by themselves; see `driver.checks` for the rest.
+    """
+    configuration = compose(overrides, config_dir)
+    materials = load_materials(configuration.materials, base_dir=Path.cwd(), seed=configuration.settings.seed)
+    cache = cache_folder(configuration.model_cache)
+    models = {spec.key: resolve(spec, cache) for spec in configuration.models}
+    tasks = build_tasks(materials.records, models, configuration.settings)
+    return Campaign(configuration, materials, models, tasks)
 
 
 def build_tasks(materials: Sequence[MaterialRecord], models: Iterable[str], settings: Settings) -> list[TaskSpec]:
@@ -44,7 +96,7 @@ def build_tasks(materials: Sequence[MaterialRecord], models: Iterable[str], sett
     Raises
     ------
     UsageError
-        If a stage is asked for without the one that it builds on.
+        If a stage is asked for without the one that it builds on, or there are more tasks than can be handled.
     """
     stages = settings.stages
     for stage in ("displace", "dynamics"):
@@ -52,6 +104,12 @@ def build_tasks(materials: Sequence[MaterialRecord], models: Iterable[str], sett
             raise UsageError(f"stages: {stage} needs relax; to keep the geometry as given set relax.mode=none")
     tasks: list[TaskSpec] = []
     keys = tuple(models)
+    chain = settings.dynamics.segments if "dynamics" in stages else 0
+    count = len(materials) * len(keys) * (len(set(stages) - {"dynamics"}) + chain)
+    if count > MAX_TASKS:
+        raise UsageError(
+            f"{count} tasks are too many for one campaign: raise dynamics.segment_ps, or take fewer materials"
+        )
     for material in materials:
         cell = size_of(material.structure)
         supercell = cell * cells_in_supercell(material.structure, settings)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import types
+import contextlib
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from driver.build import build, nearest
 from driver.errors import UsageError
 from driver.models import PROJECT_ROOT, ModelSpec
 from driver.settings import Settings
 from driver.structures.materials import MaterialsSettings
 
 CONF = PROJECT_ROOT / "conf"
-_T = TypeVar("_T")
+
+_LISTED = "model"
+"""The group of which several presets can be picked at once."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,14 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Configu
     UsageError
         Naming the preset, key or value that is wrong, and the nearest right one.
     """
-    tree, text = _compose_tree(overrides, config_dir)
+    groups = presets(config_dir)
+    readable = [_readable(override, groups) for override in overrides]
+    tree, text = _compose_tree(readable, config_dir)
     models = tree.pop("models", None) or {}
     materials = build(MaterialsSettings, tree.pop("materials", None) or {}, "materials")
     model_cache = tree.pop("model_cache", None)
     specs = tuple(build(ModelSpec, value, f"models.{key}") for key, value in models.items())
+    _refuse_incomplete(materials, specs, tree, readable, groups)
     _refuse_same_key(specs)
     return Configuration(build(Settings, tree, ""), materials, specs, model_cache, text)
 
@@ -87,107 +92,147 @@ def presets(config_dir: Path | None = None) -> dict[str, tuple[str, ...]]:
 
 def _compose_tree(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str, Any], str]:
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     if config_dir is not None and not config_dir.is_dir():
         raise UsageError(f"--config-dir: {config_dir} is not a folder")
-    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    search = [f"hydra.searchpath=['file://{config_dir.resolve()}']"] if config_dir else []
+    with _hydra():
+        try:
+            config = hydra.compose("config", overrides=[*overrides, *search])
+            tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            return typing.cast("dict[str, Any]", tree), OmegaConf.to_yaml(config, resolve=True)
+        except Exception as error:  # also what YAML and Hydra's own code run into in presets of the user's own
+            default = typing.cast("dict[str, Any]", OmegaConf.to_container(hydra.compose("config")))
+            raise UsageError(_explain(error, overrides, default, config_dir)) from error
+
+
+@contextlib.contextmanager
+def _hydra() -> Iterator[None]:
+    """Let Hydra compose from conf/."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            try:
-                config = hydra.compose("config", overrides=[*overrides, *search])
-                tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-                return typing.cast("dict[str, Any]", tree), OmegaConf.to_yaml(config, resolve=True)
-            except (HydraException, OmegaConfBaseException) as error:
-                default = typing.cast("dict[str, Any]", OmegaConf.to_container(hydra.compose("config")))
-                raise UsageError(_explain(error, overrides, default, config_dir)) from error
+            yield
     finally:
         GlobalHydra.instance().clear()
 
 
-def _explain(error: Exception, overrides: Sequence[str], default: dict[str, Any], config_dir: Path | None) -> str:
-    """Say which override is wrong, and what is nearest to it, in one line."""
-    groups = presets(config_dir)
-    known = _dotted(default) | set(groups)
-    for override in overrides:
-        key, equals, value = override.lstrip("+~").partition("=")
-        if not equals:
-            return f"{override!r} is not an override; write KEY=VALUE, as campaign=smoke or dynamics.temperature_K=400"
-        if key in groups:
-            for name in value.strip("[]").split(","):
-                if name.strip() not in (*groups[key], "null"):
-                    return f"{key}={name.strip()}: no such preset{_nearest(name.strip(), groups[key])}"
-        elif key not in known and not key.startswith("hydra."):
-            return f"unknown key {key!r}{_nearest(key, known)}; `run --help` explains overrides"
-    return " ".join(str(error).split())
-
-
-def build(kind: type[_T], values: Any, path: str) -> _T:
-    """Build a frozen settings dataclass from nested mappings, checking every name and type.
+def _readable(override: str, groups: Mapping[str, Collection[str]]) -> str:
+    """Return an override as Hydra's grammar wants it; texts that it takes in quotes only (`~/x`, `größe`) get them.
 
     Raises
     ------
     UsageError
-        Naming the key by its dotted path, the nearest valid one, or the type that is wanted.
+        If it is no override, or its value cannot be read or cannot be meant.
     """
-    where = f"{path}." if path else ""
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{path or 'configuration'}: expected keys and values, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
-    for name in values:
-        if name not in names:
-            raise UsageError(f"unknown key {where + str(name)!r}{_nearest(str(name), names, where)}")
-    for item in fields(kind):  # type: ignore[arg-type]
-        if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
-            raise UsageError(f"{where}{item.name} is not set")
-    return kind(**{name: _convert(hints[name], value, where + str(name)) for name, value in values.items()})
+    key, equals, value = override.partition("=")
+    key = key.strip()
+    if not equals or key.startswith("~"):
+        raise UsageError(f"{override!r} is not an override; write KEY=VALUE, as campaign=smoke or name=mine")
+    name = key.lstrip("+")
+    parsed, text = _parse(override), override
+    if parsed is None:
+        _refuse_unbalanced(name, value)
+        text = f"{key}={_quoted(value.strip())}"
+        parsed = _parse(text)
+    if parsed is None:
+        raise UsageError(f"{override!r} cannot be read; put the value in quotes twice: \"{name}='...'\"")
+    if parsed.is_sweep_override():
+        raise UsageError(
+            f'{name} has several values ({value}); write a list in brackets, "{name}=[{value}]", or a text with commas '
+            f"in quotes twice, \"{name}='{value}'\""
+        )
+    if name in groups:
+        _refuse_odd_choice(name, parsed.value(), groups[name])
+    return text
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, path)
-    if is_dataclass(hint):
-        return build(typing.cast("type[Any]", hint), {} if value is None else value, path)
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise UsageError(f"{path} = {value!r}: expected a list, as [{_example(arguments[0])}]")
-        return tuple(_convert(arguments[0], entry, f"{path}[{i}]") for i, entry in enumerate(value))
-    return _convert_scalar(hint, value, path)
+def _parse(override: str) -> Any:
+    """Return Hydra's reading of an override, or None."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
 
 
-def _convert_scalar(kind: type, value: Any, path: str) -> Any:
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
-        return int(value)
-    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    wanted = {bool: "true or false", float: "a number", int: "a whole number", str: "a text"}[kind]
-    raise UsageError(f"{path} = {value!r}: expected {wanted}")
+def _quoted(value: str) -> str:
+    """Put a text into quotes, of a list the entries that need them."""
+    if value.startswith("[") and value.endswith("]"):
+        entries = [entry.strip() for entry in value[1:-1].split(",")]
+        return "[" + ",".join(entry if _parse(f"x={entry}") else _quoted(entry) for entry in entries) + "]"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
-def _example(kind: type) -> str:
-    return {int: "2, 2, 2", float: "0.01, 0.02"}.get(kind, "a, b")
+def _refuse_unbalanced(name: str, value: str) -> None:
+    """Refuse brackets and quotes that do not match; parentheses may stand in names of files."""
+    for opening, closing in (("[", "]"), ("{", "}")):
+        missing = value.count(opening) - value.count(closing)
+        if missing:
+            which = closing if missing > 0 else opening
+            raise UsageError(f'{name}={value}: a {which!r} is missing; quote the whole for the shell: "{name}=[a,b]"')
+    for quote in "\"'":
+        if value.strip().startswith(quote) != value.strip().endswith(quote):
+            raise UsageError(f"{name}={value}: a {quote} is missing")
 
 
-def _nearest(name: str, known: typing.Iterable[str], prefix: str = "") -> str:
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not close:  # the right last part under the wrong section
-        close = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    if close:
-        return f"; did you mean {prefix}{close[0]}?"
-    return f"; there is {', '.join(known)}" if len(known) <= 20 else ""
+def _refuse_odd_choice(group: str, value: Any, known: Collection[str]) -> None:
+    """Refuse what is no choice of presets."""
+    names = value if isinstance(value, list) else [value]
+    if value is None:
+        raise UsageError(f"{group}=null: leave {group}= out, or pick one of {', '.join(known)}")
+    if isinstance(value, list) and group != _LISTED and len(names) != 1:
+        raise UsageError(f"{group}={','.join(map(str, names))}: one preset only; there is {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{group}={name}: no such preset{nearest(str(name), known)}")
+
+
+def _refuse_incomplete(
+    materials: MaterialsSettings,
+    models: Sequence[ModelSpec],
+    tree: Mapping[str, Any],
+    overrides: Sequence[str],
+    groups: Mapping[str, Collection[str]],
+) -> None:
+    """Refuse a campaign without materials, model or name, saying what there is to choose from."""
+    picked = {override.partition("=")[0].lstrip("+") for override in overrides}
+    if materials.empty and not picked & {"campaign", "materials"}:
+        listed = (f"{group + ':':<11}{', '.join(groups[group])}" for group in ("campaign", "materials", "model"))
+        lines = (
+            "nothing to run: pick a campaign (campaign=demo), or name your own and pick its materials and models:",
+            'name=mine materials=structures "materials.structures=[crystals/*.cif]" model=mace-mpa-0',
+            *listed,
+        )
+        raise UsageError("\n  ".join(lines))
+    missing = []
+    if tree.get("name") is None:
+        missing.append("the campaign has no name: set name=mine, and it lives in runs/mine/")
+    if not models:
+        missing.append(f"no model is selected: set model=mace-mpa-0, or another of {', '.join(groups['model'])}")
+    if missing:
+        raise UsageError("; ".join(missing))
+
+
+def _explain(error: Exception, overrides: Sequence[str], default: dict[str, Any], config_dir: Path | None) -> str:
+    """Say which override is wrong, and what is nearest to it, in one line."""
+    known = _dotted(default) | set(presets(config_dir))
+    for override in overrides:
+        key = override.partition("=")[0].strip().lstrip("+")
+        if key.startswith("models."):
+            model = key.split(".")[1]
+            if model not in (default.get("models") or {}):
+                return f"{key}: model {model!r} is not selected, or has no such setting; select it with model={model}"
+        elif key not in known and not key.startswith("hydra."):
+            return f"unknown key {key!r}{nearest(key, known)} (`run --help` explains overrides)"
+    return " ".join(str(error).split())
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
@@ -205,5 +250,3 @@ def _refuse_same_key(specs: Sequence[ModelSpec]) -> None:
         if spec.key in seen:
             raise UsageError(f"model key {spec.key!r} is given twice; set another with models.<preset>.key=NAME")
         seen.add(spec.key)
-    if not specs:
-        raise UsageError("no model is selected; set model=[demo] or another preset of conf/model/")

@@ -39,7 +39,7 @@ class Interrupts:
         self._previous: dict[int, object] = {}
         self._first: float | None = None
         self.name = ""
-        """Name of the first signal that came, "" so far."""
+        """Name of the first signal that came (SIGINT is called Ctrl-C), "" so far."""
         self.urgent = False
         """A second signal has come."""
         if earlier is not None and earlier.requested:
@@ -72,7 +72,7 @@ class Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._first is not None and time.monotonic() - self._first > 1.0:
             self.urgent = True
-        self.request(signal.Signals(number).name)
+        self.request("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
 
 @contextlib.contextmanager

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from driver.archive.reader import ArchiveView, open_archive
 from driver.archive.records import STAGES, TaskKey, TaskState
+from driver.campaign import Campaign, compose_campaign
+from driver.checks import check
+from driver.estimates import archive_bytes, size_text
 from driver.progress import duration
-from driver.run import Campaign, check_campaign_models, load_campaign
-from driver.settings import DynamicsSettings, Settings
+from driver.settings import Settings
 from driver.tasks import TaskSpec
 
 CPU_COST_PER_S = 3e3
@@ -77,18 +79,6 @@ def make_plan(
     return Plan(tuple(stages), int(largest), size, cost_per_s)
 
 
-def archive_bytes(spec: TaskSpec, dynamics: DynamicsSettings) -> float:
-    """Estimate what a task adds to the archive: its arrays, and a few kilobytes of groups and rows."""
-    overhead = 8e3
-    if spec.key.stage == "dynamics":
-        frames = dynamics.segment_steps // dynamics.frame_steps
-        width = np.dtype(dynamics.frame_dtype).itemsize
-        return overhead + spec.size.atoms * (frames * 9 * width + 6 * 8)
-    if spec.key.stage == "displace":
-        return 4 * overhead + spec.size.atoms * (6 * 8 + 250)  # displacements, forces, the YAML text, force constants
-    return 3 * overhead + spec.size.atoms * 100
-
-
 def measured_cost_per_s(view: ArchiveView, tasks: Sequence[TaskSpec]) -> float | None:
     """Cost per second and worker, from the tasks that the archive holds; None if there are none."""
     cost = {spec.key: spec.cost for spec in tasks}
@@ -110,24 +100,24 @@ def print_plan(overrides: Sequence[str], config_dir: Path | None) -> int:
     UsageError
         As `run` would.
     """
-    campaign = load_campaign(overrides, config_dir)
-    check_campaign_models(campaign)
+    campaign = compose_campaign(overrides, config_dir)
+    warnings = check(campaign)
     states: dict[TaskKey, TaskState] = {}
     rate = None
     if campaign.archive.exists():
         with open_archive(campaign.archive) as view:
             states, rate = view.task_states(), measured_cost_per_s(view, campaign.tasks)
     settings = campaign.configuration.settings
-    _show(campaign, make_plan(campaign.tasks, states, settings, rate))
+    _show(campaign, make_plan(campaign.tasks, states, settings, rate), warnings)
     return 0
 
 
-def _show(campaign: Campaign, plan: Plan) -> None:
+def _show(campaign: Campaign, plan: Plan, warnings: Sequence[str]) -> None:
     settings = campaign.configuration.settings
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)  # paths stay whole, for copying
     console.print(
-        f"[bold]{settings.name}[/]: {len(campaign.materials.records)} materials x {len(campaign.models)} models"
-        f" ({', '.join(campaign.models)}), {len(campaign.tasks)} tasks; archive {campaign.archive}"
+        f"[bold]{escape(settings.name)}[/]: {len(campaign.materials.records)} materials x {len(campaign.models)} models"
+        f" ({', '.join(campaign.models)}), {len(campaign.tasks)} tasks; archive {escape(str(campaign.archive))}"
     )
     table = Table("stage", box=None, header_style="bold")
     for column in ("tasks", "left", "atoms x evaluations left"):
@@ -137,7 +127,7 @@ def _show(campaign: Campaign, plan: Plan) -> None:
     console.print(table)
     capacity = max(settings.execution.capacity_atoms or 0, plan.largest_batch_atoms)
     memory = WORKER_MEMORY_BYTES + BYTES_PER_BATCH_ATOM * capacity
-    console.print(f"archive when finished: about {plan.archive_bytes / 1e9:.2g} GB")
+    console.print(f"archive when finished: about {size_text(plan.archive_bytes)}")
     console.print(f"memory per worker: about {memory / 1e9:.1f} GB for a batch of {capacity} atoms")
     for name, assumed in (("CPU core", CPU_COST_PER_S), ("GPU", GPU_COST_PER_S)):
         console.print(f"on one {name}, at an assumed {assumed:.2g} /s: {duration(plan.cost_left / assumed)}")
@@ -146,5 +136,7 @@ def _show(campaign: Campaign, plan: Plan) -> None:
             f"as measured so far, {plan.cost_per_s:.2g} /s: {duration(plan.cost_left / plan.cost_per_s)} on one worker"
         )
         console.print(f"[bold]{text}[/]")
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
     for refused in campaign.materials.refused:
         console.print(f"refused: {refused}", style="yellow", markup=False)

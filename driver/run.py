@@ -22,26 +22,24 @@ from pathlib import Path
 
 from driver import __version__
 from driver.archive.reader import open_archive
-from driver.archive.records import ArchiveError, Header, ModelRecord, StorageError
+from driver.archive.records import ArchiveError, Header, StorageError
 from driver.archive.sources import storage_error, storage_errors
 from driver.archive.writer import ArchiveWriter
 from driver.atomic import write_atomically
-from driver.campaign import build_tasks
-from driver.config import Configuration, compose, is_configuration_of
+from driver.campaign import Campaign, compose_campaign
+from driver.checks import check
+from driver.config import is_configuration_of
 from driver.devices import assign_device, assign_threads, job_has_gpus
 from driver.errors import InterruptedRunError, LatdynError, UsageError
 from driver.guard import Guard
 from driver.interrupts import Interrupts, leaving_when_overdue
 from driver.library_warnings import silence_library_warnings
 from driver.master import Master, Summary
-from driver.model_checks import ModelFacts, check_models
-from driver.models import ModelFile, cache_folder, model_record, prepared_folder, resolve
+from driver.models import ModelFile
 from driver.patience import patience_in
 from driver.progress import duration, log_to, make_progress
 from driver.scheduler import Counts, Scheduler
 from driver.settings import Settings, physics_of
-from driver.structures.materials import Materials, load_materials
-from driver.tasks import TaskSpec
 from driver.transport import (
     Handler,
     InProcessTransport,
@@ -71,26 +69,6 @@ class Launch:
 
     settings: Settings
     models: Mapping[str, ModelFile]
-
-
-@dataclass(frozen=True)
-class Campaign:
-    """What rank 0 knows besides: materials, models, all tasks."""
-
-    configuration: Configuration
-    materials: Materials
-    models: Mapping[str, ModelFile]
-    tasks: Sequence[TaskSpec]
-
-    @property
-    def archive(self) -> Path:
-        """The campaign's archive."""
-        return self.configuration.settings.archive
-
-    @property
-    def model_records(self) -> tuple[ModelRecord, ...]:
-        """The models as the archive keeps them."""
-        return tuple(model_record(spec, self.models[spec.key]) for spec in self.configuration.models)
 
 
 def run(
@@ -139,7 +117,7 @@ def run(
 def _run_alone(
     world: World, overrides: Sequence[str], config_dir: Path | None, early: Interrupts, *, debug: bool
 ) -> int:
-    campaign = load_campaign(overrides, config_dir)
+    campaign = load_campaign(overrides, config_dir, early)
     return _say_or_lead(world, None, campaign, early, debug=debug)
 
 
@@ -149,7 +127,7 @@ def _lead_others(
     """Be rank 0; whatever happens, the archive is closed and the other ranks have been told to end on return."""
     port = MPIMaster(world)
     try:
-        campaign = load_campaign(overrides, config_dir)
+        campaign = load_campaign(overrides, config_dir, early)
         return _say_or_lead(world, port, campaign, early, debug=debug)
     finally:
         port.part()
@@ -159,32 +137,25 @@ def _say_or_lead(world: World, port: MPIMaster | None, campaign: Campaign, early
     """Run the campaign, or say that there is nothing left to do."""
     counts = _nothing_left(campaign)
     if counts is None:
-        check_campaign_models(campaign, early)
         return _lead(world, port, campaign, early, debug=debug)
     print(f"{campaign.configuration.settings.name}: nothing left to do; {_described(counts, campaign)}")
     return _exit_code(Summary(counts, "", 0.0), campaign)
 
 
-def load_campaign(overrides: Sequence[str], config_dir: Path | None = None) -> Campaign:
-    """Compose a campaign, find its materials and model files, and list its tasks; opens no archive.
+def load_campaign(overrides: Sequence[str], config_dir: Path | None, interrupts: Interrupts) -> Campaign:
+    """Compose a campaign, refuse what `plan` refuses, and print what it warns of.
 
     Raises
     ------
     UsageError
-        For anything wrong with settings, materials or models.
+        For anything wrong with settings, materials or models, or if they differ from those in the archive.
+    ArchiveError
+        If there is an archive that cannot be read.
     """
-    configuration = compose(overrides, config_dir)
-    materials = load_materials(configuration.materials, base_dir=Path.cwd(), seed=configuration.settings.seed)
-    cache = cache_folder(configuration.model_cache)
-    models = {spec.key: resolve(spec, cache) for spec in configuration.models}
-    tasks = build_tasks(materials.records, models, configuration.settings)
-    return Campaign(configuration, materials, models, tasks)
-
-
-def check_campaign_models(campaign: Campaign, interrupts: Interrupts | None = None) -> Mapping[str, ModelFacts]:
-    """Load the models of a campaign to see whether they can be used; see `driver.model_checks.check_models`."""
-    folder = prepared_folder(campaign.configuration.settings.engine.cache)
-    return check_models(campaign.models.values(), folder, lambda: interrupts is not None and interrupts.requested)
+    campaign = compose_campaign(overrides, config_dir)
+    for warning in check(campaign, lambda: interrupts.requested):
+        print(f"latdyn: warning: {warning}", file=sys.stderr, flush=True)
+    return campaign
 
 
 def _nothing_left(campaign: Campaign) -> Counts | None:
@@ -193,25 +164,12 @@ def _nothing_left(campaign: Campaign) -> Counts | None:
         return None
     settings = campaign.configuration.settings
     with open_archive(campaign.archive) as view:
-        _refuse_other_physics(campaign, view.header)
         known = set(view.material_keys()) >= {m.key for m in campaign.materials.records}
         if not known or view.missing_structures() or not set(view.model_keys()) >= campaign.models.keys():
             return None
         counts = Scheduler(campaign.tasks, view.task_states()).counts
         retry = settings.retry == "failed" and counts.quarantined > 0
         return None if counts.left or retry else counts
-
-
-def _refuse_other_physics(campaign: Campaign, header: Header) -> None:
-    now = physics_of(campaign.configuration.settings)
-    different = [k for k in sorted(now.keys() | header.physics.keys()) if now.get(k) != header.physics.get(k)]
-    if different:
-        named = "; ".join(
-            f"{k}: archive {header.physics.get(k, 'unset')}, now {now.get(k, 'unset')}" for k in different
-        )
-        raise UsageError(
-            f"{campaign.archive} was made with other settings ({named}); restore them, or set another name="
-        )
 
 
 def _lead(world: World, port: MPIMaster | None, campaign: Campaign, early: Interrupts, *, debug: bool) -> int:

@@ -7,18 +7,32 @@ differ between two runs of the same campaign.
 from __future__ import annotations
 
 import json
+import re
+import signal
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from driver.errors import UsageError
 from driver.patience import PATIENCE_S
+from driver.walltime import parse_duration_s
 
 PHYSICS: dict[str, Any] = {"physics": True}
 """Field metadata: results depend on this setting."""
 
 
 DTYPES = ("float32", "float64")
+
+DISTANCE_STEP_A = 1e-4
+"""Displacements are told apart by four decimals."""
+
+MAX_SEGMENTS = 100_000
+"""Tasks of one trajectory: more of them cost more than what they save."""
+
+_SEEDS = 2**63
+
+_LONGEST_NAME = 200
+"""Bytes in the name of a folder; file systems allow 255."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +89,15 @@ class DisplaceSettings:
 
     def __post_init__(self) -> None:
         _choice("displace.dtype", self.dtype, DTYPES)
+        _positive(self, "displace", "symprec_A")
         _require(
-            bool(self.distances_A) and min(self.distances_A) > 0, "displace.distances_A: one or more positive lengths"
+            bool(self.distances_A) and min(self.distances_A) >= DISTANCE_STEP_A,
+            f"displace.distances_A: one or more lengths of at least {DISTANCE_STEP_A} A",
+        )
+        steps = {round(distance / DISTANCE_STEP_A) for distance in self.distances_A}
+        _require(
+            len(steps) == len(self.distances_A),
+            f"displace.distances_A: lengths must differ by at least {DISTANCE_STEP_A} A",
         )
         for name in ("sigma_distance_A", "bands_distance_A"):
             value = getattr(self, name)
@@ -158,6 +179,27 @@ class DynamicsSettings:
         )
         total = self.equilibration_ps + self.production_ps
         _multiple("dynamics", "equilibration_ps + production_ps", total, "dynamics.segment_ps", self.segment_ps)
+        _require(
+            self.segments <= MAX_SEGMENTS,
+            f"dynamics: {total:g} ps in segments of {self.segment_ps:g} ps are {self.segments} tasks per trajectory, "
+            f"at most {MAX_SEGMENTS} are possible: raise dynamics.segment_ps",
+        )
+        self._check_bath()
+
+    def _check_bath(self) -> None:
+        """Check the thermostat and the limits beyond which a run has failed."""
+        _require(self.friction_per_ps >= 0, "dynamics.friction_per_ps must not be negative")
+        _require(
+            self.friction_per_ps > 0 or self.ensemble != "langevin",
+            "dynamics.friction_per_ps must be positive for langevin; without a thermostat: dynamics.ensemble=nve",
+        )
+        _require(0 < self.collision_probability <= 1, "dynamics.collision_probability lies above 0 and is at most 1")
+        _require(
+            self.initial_temperature_K is None or self.initial_temperature_K > 0,
+            "dynamics.initial_temperature_K must be positive, or null for what temperature_K says",
+        )
+        _require(self.max_temperature_factor > 1, "dynamics.max_temperature_factor must exceed 1")
+        _require(self.min_distance_A >= 0, "dynamics.min_distance_A must not be negative")
 
     @property
     def segment_steps(self) -> int:
@@ -263,12 +305,18 @@ class ExecutionSettings:
 
     def __post_init__(self) -> None:
         _require(
-            self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
-            "device is auto, cpu, cuda or cuda:N",
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"execution.device = {self.device!r}: the device is auto, cpu, cuda or cuda:N",
         )
-        _require(self.max_attempts >= 1, "max_attempts is at least 1")
-        _require(self.leases_in_flight >= 1, "leases_in_flight is at least 1")
-        _require(self.patience_s > 0, "patience_s is positive")
+        for name in ("threads", "capacity_atoms", "leases_in_flight", "max_attempts"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"execution.{name} = {value}: must be at least 1")
+        _positive(self, "execution", "commit_every_s", "patience_s")
+        _require(self.grace_s >= 0, f"execution.grace_s = {self.grace_s}: must not be negative")
+        for name in self.signals:
+            _require(_can_be_handled(name), f"execution.signals: {name!r} cannot be handled; name one such as SIGTERM")
+        if self.walltime is not None:
+            _require(parse_duration_s(self.walltime) > 0, f"execution.walltime = {self.walltime!r}: must be positive")
 
 
 @dataclass(frozen=True)
@@ -308,12 +356,14 @@ class Settings:
         for stage in self.stages:
             _require(stage in known, f"stages: {stage!r} is not one of {', '.join(known)}")
         _require(self.retry in ("none", "failed"), f"retry is none or failed, not {self.retry!r}")
-        _require(bool(self.name) and not set(self.name) & set("/\\"), f"name: {self.name!r} cannot be a folder")
+        _require(bool(self.stages), f"stages: none is selected; there is {', '.join(known)}")
+        _require(_can_be_folder(self.name), f"name: {self.name!r} cannot be a folder; use letters, digits and ._-")
+        _require(0 <= self.seed < _SEEDS, f"seed = {self.seed}: must be at least 0 and below 2^63")
 
     @property
     def folder(self) -> Path:
         """Where the campaign lives."""
-        return Path(self.runs) / self.name
+        return Path(self.runs).expanduser() / self.name
 
     @property
     def archive(self) -> Path:
@@ -337,6 +387,15 @@ def physics_of(settings: Any, prefix: str = "") -> dict[str, str]:
         elif item.metadata.get("physics"):
             flat[prefix + item.name] = json.dumps(value)
     return flat
+
+
+def _can_be_folder(name: str) -> bool:
+    odd = set(name) & set("/\\") or name in ("", ".", "..") or name != name.strip() or not name.isprintable()
+    return not odd and len(name.encode()) <= _LONGEST_NAME
+
+
+def _can_be_handled(name: str) -> bool:
+    return name.upper() in signal.Signals.__members__ and name.upper() not in ("SIGKILL", "SIGSTOP")
 
 
 def _require(condition: bool, message: str) -> None:

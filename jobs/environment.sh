@@ -14,11 +14,19 @@ find_python() {
     return 1
 }
 
+holds() { # WHAT-IT-SAYS STAMP EXTRAS
+    local extra
+    [ "${1% *}" = "$2" ] || return 1
+    for extra in ${3//,/ }; do
+        case ",${1##* }," in *",$extra,"*) ;; *) return 1 ;; esac
+    done
+}
+
 make_environment() { # FOLDER EXTRAS
     local folder=$1 extras=$2 python stamp
-    # Made anew only when what it is made of changes.
-    stamp=$(cat setup.cfg constraints.txt | cksum)" $extras"
-    if [ -x "$folder/bin/python" ] && [ "$(cat "$folder/.latdyn" 2>/dev/null)" = "$stamp" ]; then
+    # Made anew only when what it is made of changes, or lacks what is wanted.
+    stamp=$(cat setup.cfg constraints.txt | cksum)
+    if [ -x "$folder/bin/python" ] && holds "$(cat "$folder/.latdyn" 2>/dev/null)" "$stamp" "$extras"; then
         return
     fi
     python=$(find_python) || return 1
@@ -37,5 +45,5 @@ make_environment() { # FOLDER EXTRAS
     # torch by its exact version first: a range would let the resolver fetch another build.
     case $extras in *run*) "$folder/bin/python" -m pip install -qq "$(grep '^torch==' constraints.txt)" || return 1 ;; esac
     "$folder/bin/python" -m pip install -qq -c constraints.txt -e ".${extras:+[$extras]}" || return 1
-    echo "$stamp" >"$folder/.latdyn"
+    echo "$stamp $extras" >"$folder/.latdyn"
 }

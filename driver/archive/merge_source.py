@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from driver.archive.identity import different_models, different_settings
 from driver.archive.reader import ArchiveView, intact_rows, material_record
 from driver.archive.records import (
     STAGES,
@@ -91,10 +92,10 @@ def merged_header(sources: Sequence[MergeSource]) -> Header:
     """
     first, headers = sources[0].view.header, [source.view.header for source in sources]
     for source, header in zip(sources[1:], headers[1:], strict=True):
-        names = sorted({*first.physics, *header.physics})
-        values = {name: (first.physics.get(name, "unset"), header.physics.get(name, "unset")) for name in names}
-        values["seed"] = (str(first.seed), str(header.seed))
-        different = [f"{name} is {one}, and {other}" for name, (one, other) in values.items() if one != other]
+        differences = different_settings(
+            {**first.physics, "seed": str(first.seed)}, {**header.physics, "seed": str(header.seed)}
+        )
+        different = [f"{item.what} is {item.stored}, and {item.now}" for item in differences]
         if different:
             raise ArchiveError(
                 f"{sources[0].path} and {source.path} are of different campaigns: {'; '.join(different)}."
@@ -149,9 +150,8 @@ def merged_models(sources: Sequence[MergeSource]) -> list[ModelRecord]:
     for source in sources:
         for key, record in source.view.models().items():
             known, where = models.setdefault(key, (record, source))
-            for what in ("sha256", "head"):
-                if getattr(known, what) != getattr(record, what):
-                    raise ArchiveError(f"model {key} has one {what} in {where.path} and another in {source.path}")
+            for item in different_models({key: known}, [record]):
+                raise ArchiveError(f"{item.what} is {item.stored} in {where.path} and {item.now} in {source.path}")
     return [record for record, _ in models.values()]
 
 

@@ -21,6 +21,7 @@ from driver.archive.datasets import (
     write_rows,
     write_structure,
 )
+from driver.archive.identity import Difference, different_materials, different_models, refusal
 from driver.archive.journal import JournaledFile
 from driver.archive.lock import WriterLock
 from driver.archive.reader import ArchiveView
@@ -149,21 +150,17 @@ class ArchiveWriter:
         ArchiveError
             If a material is there with another structure, or its key cannot be used.
         """
+        self._refuse(different_materials(self._structures, materials, self.view.structure))
         new: dict[str, MaterialRecord] = {}
         lost: list[MaterialRecord] = []
         missing = set(self.view.missing_structures())
         for record in materials:
-            known = self._structures.get(record.key)
-            if record.key in new:
-                known = structure_checksum(new[record.key].structure)
-            if known is None:
-                new[record.key] = record
-            elif known != structure_checksum(record.structure):
-                raise ArchiveError(
-                    f"material {record.key} is in {self.path} with another structure: give the new one another key"
-                )
-            elif record.key in missing:
+            if record.key in missing:
                 lost.append(record)
+            elif record.key not in self._structures:
+                first = new.setdefault(record.key, record)
+                if structure_checksum(first.structure) != structure_checksum(record.structure):
+                    raise ArchiveError(f"material {record.key} is given with two structures: give one another key")
         rows = to_rows("materials", [material_row(record) for record in new.values()])
         if new or lost:
             with self.transaction():
@@ -195,20 +192,12 @@ class ArchiveWriter:
         new: dict[str, ModelRecord] = {}
         replaced: dict[str, ModelRecord] = {}
         for record in models:
-            stored = {**self._models, **replaced, **new}.get(record.key)
-            different = [
-                name for name in ("sha256", "head") if stored and getattr(stored, name) != getattr(record, name)
-            ]
+            stored = self._models.get(record.key)
             if stored is None:
-                new[record.key] = record
-            elif different and record.key in self._models and record.key not in replaced and self._unused(record.key):
-                replaced[record.key] = record
-            elif different:
-                old, now = getattr(stored, different[0]), getattr(record, different[0])
-                raise ArchiveError(
-                    f"model {record.key} is in {self.path} with another {different[0]} ({old!r}, now {now!r}):"
-                    " use the same file, or give the new one another key"
-                )
+                new.setdefault(record.key, record)
+            elif different_models({record.key: stored}, [record]) and self._unused(record.key):
+                replaced.setdefault(record.key, record)
+        self._refuse(different_models({**new, **self._models, **replaced}, models))
         rows = to_rows("models", [model_row(record) for record in new.values()])
         if new or replaced:
             with self.transaction():
@@ -312,6 +301,10 @@ class ArchiveWriter:
             raise ArchiveError(f"{key}: {error.args[0]} is not in {self.path}; add it first") from error
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, differences: Sequence[Difference]) -> None:
+        if differences:
+            raise ArchiveError(refusal(self.path, differences))
 
     def _state(self, key: TaskKey, states: dict[TaskKey, TaskState]) -> str:
         state = states.get(key) or self._states.get(key)

@@ -15,7 +15,7 @@ from driver.archive.records import MaterialRecord, RefusedMaterial, Structure
 from driver.errors import UsageError
 from driver.structures.convert import to_ase
 from driver.structures.prototypes import Compound, canonical_formula, interpret
-from driver.structures.readers import find_files, read_formulas, read_structures
+from driver.structures.readers import expanded, find_files, read_formulas, read_structures
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,11 @@ class MaterialsSettings:
     limit: int | None = None
     on_error: str = "refuse"
 
+    @property
+    def empty(self) -> bool:
+        """Whether no source of materials is given at all."""
+        return self.elements == ElementLists() and not (self.formulas or self.formulas_file or self.structures)
+
 
 @dataclass(frozen=True)
 class Materials:
@@ -139,16 +144,18 @@ def load_materials(settings: MaterialsSettings, *, base_dir: Path, seed: int) ->
     entries = [*_from_elements(settings), *_from_formulas(settings, base_dir), *_from_structures(settings, base_dir)]
     if not entries:
         raise UsageError(
-            "materials: none; set materials.elements, formulas, formulas_file or structures, or widen filters"
+            'materials: none; name files ("materials.structures=[crystals/*.cif]") or formulas '
+            '("materials.formulas=[Cs2AgBiBr6]", materials.formulas_file=list.csv), or widen materials.filters'
         )
     entries = _select_keys(entries, settings)
-    _refuse_duplicates(entries)
     refused = tuple(entry for entry in entries if isinstance(entry, RefusedMaterial))
     records = [entry for entry in entries if isinstance(entry, MaterialRecord)]
     if refused and (settings.on_error == "refuse" or not records):
-        remedy = "materials.on_error=skip goes on without them" if records else "none is left to run"
-        lines = [f"{len(refused)} materials cannot be used ({remedy}):", *refused]
+        remedy = "materials.on_error=skip goes on without" if records else "none is left to run"
+        count = "1 material" if len(refused) == 1 else f"{len(refused)} materials"
+        lines = [f"{count} cannot be used ({remedy}):", *refused]
         raise UsageError("\n  ".join(map(str, lines)))
+    _refuse_duplicates(entries)
     return Materials(tuple(_sample(records, settings, seed)), refused)
 
 
@@ -177,7 +184,7 @@ def _from_elements(settings: MaterialsSettings) -> Iterator[_Entry]:
 def _from_formulas(settings: MaterialsSettings, base_dir: Path) -> Iterator[_Entry]:
     sources = [(formula, f"materials.formulas entry {i}") for i, formula in enumerate(settings.formulas, start=1)]
     if settings.formulas_file:
-        sources += read_formulas(Path(base_dir, Path(settings.formulas_file).expanduser()))
+        sources += read_formulas(Path(base_dir, expanded(settings.formulas_file)))
     for formula, source in sources:
         entry = _from_formula(formula, source, settings.filters)
         if entry is not None:
@@ -230,11 +237,14 @@ def _matches(key: str, patterns: Iterable[str]) -> bool:
 
 
 def _refuse_duplicates(entries: Iterable[_Entry]) -> None:
-    sources: dict[str, str] = {}
+    """Refuse a key that names two materials; of those that cannot be used, the sources tell them apart."""
+    first: dict[str, _Entry] = {}
     for entry in entries:
-        if entry.key in sources:
-            raise UsageError(f"material {entry.key} is given twice: {sources[entry.key]}, and {entry.source}")
-        sources[entry.key] = entry.source
+        other = first.setdefault(entry.key, entry)
+        if other is not entry and not (isinstance(entry, RefusedMaterial) and isinstance(other, RefusedMaterial)):
+            raise UsageError(
+                f"material {entry.key} is given twice: {other.source}, and {entry.source}; leave one out, or rename it"
+            )
 
 
 def _sample(records: list[MaterialRecord], settings: MaterialsSettings, seed: int) -> list[MaterialRecord]:

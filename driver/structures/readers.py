@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
+import sqlite3
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +16,16 @@ import ase.db
 import ase.io
 import numpy as np
 from ase import Atoms
+from ase.io.formats import UnknownFileTypeError, filetype
 
 from driver.archive.records import RefusedMaterial, Structure
 from driver.errors import UsageError
 from driver.structures.convert import from_ase
 
 _COMPRESSED = {".gz", ".bz2", ".xz"}
+
+_REASON_LENGTH = 120
+"""Characters of an error of ASE that are shown; some quote the whole file."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +60,46 @@ def find_files(pattern: str, base_dir: Path) -> list[Path]:
     UsageError
         If there is no such file.
     """
-    path = Path(base_dir, Path(pattern).expanduser())
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = [child for child in path.iterdir() if child.is_file() and not child.name.startswith(".")]
-    else:
-        anchor = Path(path.anchor)
-        found = [match for match in anchor.glob(str(path.relative_to(anchor))) if match.is_file()]
+    if not pattern.strip():
+        raise UsageError('materials.structures: an entry is empty; name a file, a folder (".") or a pattern ("*.cif")')
+    path = Path(base_dir, expanded(pattern))
+    try:
+        found = [path] if _is_file(path) else _matches(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"materials.structures: cannot look for {path} ({error})") from error
     if not found:
-        raise UsageError(f"materials.structures: no file matches {path}")
+        remedy = "there is no such file or folder" if not path.exists() else "it is an empty folder"
+        raise UsageError(f"materials.structures: no file matches {path}: {remedy}")
     return sorted(found)
+
+
+def expanded(path: str) -> Path:
+    """Return a path as a shell would: `~` is the home folder.
+
+    Raises
+    ------
+    UsageError
+        If there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: nobody has that home folder; write the whole path") from error
+
+
+def _matches(path: Path) -> list[Path]:
+    """Return the visible files of a folder, or those that a glob names; what exists literally is no pattern."""
+    if path.is_dir():
+        return [child for child in path.iterdir() if _is_file(child) and not child.name.startswith(".")]
+    folder, parts = Path(path.anchor), list(path.relative_to(path.anchor).parts)
+    while parts and (folder / parts[0]).exists():
+        folder /= parts.pop(0)
+    return [match for match in folder.glob(str(Path(*parts))) if _is_file(match)] if parts else []
+
+
+def _is_file(path: Path) -> bool:
+    """Also true of a link that leads nowhere: reading it says so."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def read_structures(path: Path, *, key_field: str = "") -> list[NamedStructure | RefusedMaterial]:
@@ -103,7 +139,7 @@ def read_formulas(path: Path) -> list[tuple[str, str]]:
     Parameters
     ----------
     path : Path
-        A CSV file with a column `formula`, or a text file with one formula per line and `#` before comments.
+        A CSV file (`,` or `;`) with a column `formula`, or a text file with one formula per line, `#` before comments.
 
     Raises
     ------
@@ -112,8 +148,10 @@ def read_formulas(path: Path) -> list[tuple[str, str]]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"materials.formulas_file: cannot read {path} ({error})") from error
+    except OSError as error:
+        raise UsageError(f"materials.formulas_file: cannot read {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"materials.formulas_file: {path} is not a text file in UTF-8; save it as one") from error
     entries = _csv_formulas(path, text) if path.suffix.lower() == ".csv" else _plain_formulas(text)
     formulas = [(formula, f"{path} line {line}") for line, formula in entries if formula]
     if not formulas:
@@ -127,7 +165,8 @@ def _plain_formulas(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _csv_formulas(path: Path, text: str) -> Iterator[tuple[int, str]]:
-    reader = csv.DictReader(text.splitlines())
+    head = text.partition("\n")[0]
+    reader = csv.DictReader(text.splitlines(), delimiter=";" if ";" in head and "," not in head else ",")
     columns = [name for name in reader.fieldnames or [] if name.strip().lower() == "formula"]
     if not columns:
         found = ", ".join(reader.fieldnames or []) or "none"
@@ -141,22 +180,66 @@ def _frames(path: Path) -> list[_Frame]:
     frames: list[_Frame] = []
     failure = ""
     try:
-        if path.suffix == ".db":
-            for row in ase.db.connect(path).select():
-                frames.append(_Frame(str(row.id), dict(row.key_value_pairs), row.toatoms()))
-        else:
-            for index, atoms in enumerate(ase.io.iread(path, index=":")):
-                frames.append(_Frame(str(index), atoms.info, atoms))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of ASE, about details of formats
+            for frame in _database_rows(path) if path.suffix == ".db" else _file_frames(path):
+                frames.append(frame)
         if not frames:
-            failure = "holds no structure"
+            failure = "holds no structure" if path.stat().st_size else "is empty"
+    except OSError as error:
+        failure = f"cannot be read ({error.strerror or error})"
     # ASE's readers raise whatever their parsing runs into, bare AssertionErrors included.
     except Exception as error:
-        failure = f"not readable as a structure ({type(error).__name__}: {error})".replace("\n", " ")
+        failure = _unreadable(path, error)
     if failure:
         frames.append(_Frame(str(len(frames)) if frames else "", {}, None, failure))
     elif len(frames) == 1:
         return [_Frame("", frames[0].info, frames[0].atoms)]
     return frames
+
+
+def _file_frames(path: Path) -> Iterator[_Frame]:
+    """Read by this process alone: ASE would otherwise read on rank 0 and broadcast to all ranks, who do not listen."""
+    if path.stat().st_size:
+        frames = ase.io.iread(path, index=":", parallel=False, do_not_split_by_at_sign=True)
+        for index, atoms in enumerate(frames):
+            yield _Frame(str(index), atoms.info, atoms)
+
+
+def _database_rows(path: Path) -> Iterator[_Frame]:
+    """Read an ASE database; `serial` as for files."""
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    if "systems" not in tables:  # ASE would make itself at home in it
+        if tables:
+            raise ValueError("a database of something else")
+        return
+    for row in ase.db.connect(path, serial=True).select():
+        yield _Frame(str(row.id), dict(row.key_value_pairs), row.toatoms())
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Say in one line why a file is no structure, in the words of ASE where they help."""
+    if isinstance(error, UnknownFileTypeError):
+        return "is in no format that ASE recognises by name or content; give it the extension of its format"
+    kind = "ASE database" if path.suffix == ".db" else f"{_format(path)} file"
+    reason = " ".join(str(error).split())
+    if isinstance(error, UnicodeDecodeError):
+        reason = "not a text file"
+    elif isinstance(error.__cause__, StopIteration):
+        reason = "it ends too early"
+    elif isinstance(error, LookupError):
+        reason = f"{type(error).__name__}: {reason}"
+    shown = reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + "..."
+    return f"is not a valid {kind}{f' ({shown})' if shown else ''}"
+
+
+def _format(path: Path) -> str:
+    """Return ASE's name of a file's format."""
+    try:
+        return str(filetype(str(path)))
+    except Exception:  # whatever stands in it
+        return path.suffix.removeprefix(".")
 
 
 def _defect(atoms: Atoms) -> str:

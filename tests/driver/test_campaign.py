@@ -11,7 +11,8 @@ from driver.archive.records import MaterialRecord, Structure, TaskKey, TaskState
 from driver.campaign import build_tasks
 from driver.config import compose
 from driver.errors import UsageError
-from driver.plan import archive_bytes, make_plan
+from driver.estimates import archive_bytes, size_text
+from driver.plan import make_plan
 from driver.progress import Estimate, duration
 from driver.settings import DynamicsSettings, RelaxSettings, Settings, SupercellSettings
 
@@ -70,10 +71,26 @@ def test_plan_counts_what_is_left():
 
 
 def test_archive_size_is_mostly_frames():
-    settings = compose([]).settings
+    settings = compose(["campaign=demo"]).settings
     tasks = build_tasks([material("A")], ["m"], settings)
     frames = settings.dynamics.segment_steps // settings.dynamics.frame_steps
     assert archive_bytes(tasks[-1], settings.dynamics) == pytest.approx(16 * frames * 9 * 4, rel=0.5)
+
+
+def test_more_tasks_than_can_be_handled_are_refused():
+    endless = replace(SETTINGS, dynamics=DynamicsSettings(production_ps=98.0, segment_ps=0.01))
+    with pytest.raises(UsageError, match=r"tasks are too many .* raise dynamics\.segment_ps"):
+        build_tasks([material(str(i)) for i in range(2001)], ["m"], endless)
+
+
+def test_sizes_are_written_as_people_say_them():
+    assert [size_text(x) for x in (5.4e5, 2.5e9, 5.4e10, 2.96e11, 3.4e12)] == [
+        "0.54 MB",
+        "2.5 GB",
+        "54 GB",
+        "296 GB",
+        "3.4 TB",
+    ]
 
 
 def test_remaining_time_is_proportional_to_the_cost_left():

@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.build import bulk
 from campaigns import ROOT, SHORT, call, run_campaign
 
+from driver.__main__ import main
 from driver.archive.reader import open_archive
 from driver.archive.records import Header, ModelRecord
 from driver.archive.writer import ArchiveWriter
@@ -111,6 +112,11 @@ def test_unusable_materials_are_refused_before_anything_runs(troubled, tmp_path)
         (["run", "campaign=smoke", "model=[mace-mpa-0]"], "python -m driver models fetch mace-mpa-0"),
         (["run", "campaign=smoke", "model=file", "models.file.path=/nowhere.model"], "/nowhere.model does not exist"),
         (["run", "campaign=smoke", "stages=[dynamics]"], "dynamics needs relax"),
+        (["run", "campaign=null"], "campaign=null: leave campaign= out"),
+        (["plan", "campaign=smoke", "execution.walltime=2h"], "execution.walltime = '2h'"),
+        (["plan", "campaign=smoke", "runs=setup.cfg"], "setup.cfg is not a folder"),
+        (["run", "campaign=smoke", "materials.formulas=[Cs2AgBiBr6"], "a ']' is missing"),
+        (["run", "materials=demo", "name=mine"], "no model is selected"),
         (["run", "--config-dir", "/nowhere"], "--config-dir: /nowhere is not a folder"),
         (["status", "/nowhere/archive.h5"], "/nowhere/archive.h5"),
         (["verify", "setup.cfg"], "setup.cfg"),
@@ -126,6 +132,36 @@ def test_wrong_usage_is_one_line_with_the_remedy(arguments, message, tmp_path, m
     assert result.returncode == 2
     assert message in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_debug_shows_the_traceback():
+    result = call(["driver", "plan", "campaign=null", "--debug"])
+    assert result.returncode != 0 and "Traceback" in result.stderr and "campaign=null" in result.stderr
+
+
+def test_a_defect_of_this_program_is_one_line_and_code_70(monkeypatch, capsys):
+    def broken(*arguments: object) -> int:
+        return int("x")
+
+    monkeypatch.setattr("driver.plan.print_plan", broken)
+    assert main(["plan", "campaign=smoke"]) == 70
+    error = capsys.readouterr().err
+    assert error.startswith("latdyn: internal error: ValueError: ") and "test_run.py:" in error
+    assert len(error.splitlines()) == 1
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["plan", "campaign=smoke", "--debug"])
+
+
+def test_a_finished_campaign_refuses_a_structure_that_changed_since(troubled, tmp_path):
+    folder, _ = troubled
+    crystals = tmp_path / "crystals"
+    shutil.copytree(folder / "crystals", crystals)
+    ase.io.write(crystals / "good.cif", bulk("NaCl", "rocksalt", a=5.8))
+    changed = [f"materials.structures=[{crystals}]", "materials.on_error=skip", "supercell.matrix=[1,1,1]"]
+    for command in ("run", "plan"):
+        result = call(["driver", command, f"runs={folder}", *SHORT, "materials=structures", *changed, "name=troubled"])
+        assert result.returncode == 2
+        assert "material good: archive a cell of 46.298" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
@@ -175,12 +211,14 @@ def test_an_own_model_runs_once_it_is_trusted_and_takes_the_place_of_a_wrong_one
         assert view.models()["my"].sha256 == hash_file(own_model)
     # now there is a result, which is that of this file
     code, text = outcome("run", *overrides, "models.file.path=models/demo/demo.model", "stages=[relax,displace]")
-    assert code == 2 and "another sha256" in text
+    assert code == 2 and "model my: sha256: archive" in text
 
 
 def test_plan_counts_what_would_run(tmp_path):
-    result = call(["driver", "plan", "campaign=study", "model=[demo]", "materials.limit=10", f"runs={tmp_path}"])
+    ten = ["model=demo", "materials.limit=10", "materials.on_error=skip"]
+    result = call(["driver", "plan", "campaign=study", *ten, f"runs={tmp_path}"])
     assert result.returncode == 0, result.stderr
+    assert "warning: model demo does not know elements of NaPdF3 (F, Pd)" in result.stdout
     assert "10 materials x 1 models" in result.stdout and "140 tasks" in result.stdout
     assert re.search(r"dynamics\s+120\s+120", result.stdout)
     assert not list(tmp_path.iterdir())

@@ -286,7 +286,7 @@ def test_other_structures_and_models_are_refused_and_named(tmp_path: Path) -> No
         merge([a, tmp_path / "b.h5"], tmp_path / "c.h5")
     with ArchiveWriter.create(tmp_path / "d.h5", HEADER) as writer:
         writer.add_models([dataclasses.replace(model("m"), sha256="other")])
-    with pytest.raises(ArchiveError, match=r"model m has one sha256 in .*a\.h5 and another in .*d\.h5"):
+    with pytest.raises(ArchiveError, match=r"model m: sha256 is 'm-sha256' in .*a\.h5 and 'other' in .*d\.h5"):
         merge([a, tmp_path / "d.h5"], tmp_path / "c.h5")
 
 

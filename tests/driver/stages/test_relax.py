@@ -10,6 +10,7 @@ from ase.build import bulk, make_supercell
 from ase.constraints import FixSymmetry
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
+from only_rank import busy_ranks
 from toy_potentials import LennardJones, ToyEngine
 
 from driver.archive.records import TaskFailure, TaskKey, TaskResult
@@ -54,6 +55,13 @@ def test_a_crystal_relaxes_to_where_ase_alone_takes_it(optimizer):
     assert result.scalars["max_force_eV_A"] < 1e-6
     assert result.scalars["max_stress_eV_A3"] < 1e-6
     np.testing.assert_array_equal(result.arrays["initial/cell"].value, argon().cell.array)
+
+
+@pytest.mark.parametrize("optimizer", ["FIRE", "LBFGS", "BFGS"])
+def test_a_rank_relaxes_while_the_others_do_something_else(optimizer):
+    with busy_ranks():
+        result = relaxed(argon(), optimizer=optimizer, fmax_eV_A=1e-3)
+    assert isinstance(result, TaskResult), result.message
 
 
 def test_symmetry_is_kept_although_breaking_it_would_lower_the_energy():

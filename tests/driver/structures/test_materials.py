@@ -178,7 +178,7 @@ def test_every_problem_is_named_on_a_line_of_its_own(folder):
     assert "on_error=skip" in first
     assert len(lines) == 2
     assert "list.csv line 3: Cs2SnI6: no prototype" in lines[0]
-    assert "broken.cif: not readable" in lines[1]
+    assert "broken.cif: is not a valid cif file" in lines[1]
 
 
 def test_skip_goes_on_and_returns_the_problems(folder):

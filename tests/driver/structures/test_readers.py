@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import ase.db
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from only_rank import busy_ranks
 
 from driver.archive.records import RefusedMaterial
 from driver.errors import UsageError
@@ -101,12 +104,49 @@ def test_missing_key_field_is_a_problem(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [("bad.cif", "garbage\n"), ("bad.vasp", "x\n1.0\n1 0 0\n"), ("empty.xyz", ""), ("README", "hello"), ("x.db", "no")],
+    ("name", "content", "message"),
+    [
+        ("bad.cif", b"garbage\n", "is not a valid cif file"),
+        ("noise.cif", bytes(range(255, 100, -1)), "is not a valid cif file"),
+        ("half.cif", b"data_x\n_cell_length_a ?\n", "holds no structure"),
+        ("bad.vasp", b"x\n1.0\n1 0 0\n", "is not a valid vasp file"),
+        ("noise.xyz", bytes(range(255, 100, -1)), "is not a valid extxyz file (not a text file)"),
+        ("short.xyz", b"3\n", "is not a valid extxyz file (it ends too early)"),
+        ("empty.xyz", b"", "is empty"),
+        ("empty.db", b"", "is empty"),
+        ("README", b"hello", "is in no format that ASE recognises"),
+        ("x.db", b"no", "is not a valid ASE database (file is not a database)"),
+        ("bad.cif.gz", b"no", "cannot be read"),
+    ],
 )
-def test_file_that_does_not_parse_is_a_problem(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
-    assert "not readable as a structure" in only_problem(tmp_path / name).message
+def test_file_that_does_not_parse_is_a_problem_and_left_alone(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    assert only_problem(tmp_path / name).message.startswith(message)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "mine.db")) as database:
+        database.execute("CREATE TABLE recipes (name TEXT)")
+        database.commit()
+    before = (tmp_path / "mine.db").read_bytes()
+    assert "a database of something else" in only_problem(tmp_path / "mine.db").message
+    assert (tmp_path / "mine.db").read_bytes() == before
+
+
+def test_a_link_that_leads_nowhere_is_a_problem(tmp_path):
+    (tmp_path / "gone.cif").symlink_to(tmp_path / "nowhere.cif")
+    (path,) = find_files(".", tmp_path)
+    assert "No such file" in only_problem(path).message
+
+
+@pytest.mark.parametrize("name", ["x.cif", "x.vasp", "x.extxyz", "x.json", "x.db", "x.traj", "x.extxyz.gz", "x@2.cif"])
+def test_rank_0_reads_while_the_other_ranks_do_something_else(tmp_path, name):
+    ase.io.write(tmp_path / name, ROCKSALT)
+    with busy_ranks():
+        (item,) = read_structures(tmp_path / name)
+    assert isinstance(item, NamedStructure), item.message
 
 
 def test_frames_before_a_broken_one_are_kept(tmp_path):
@@ -152,6 +192,22 @@ def test_overlapping_atoms_are_let_through(tmp_path):
     assert isinstance(item, NamedStructure)
 
 
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path):
+    base = tmp_path / "set [1]" / "größe*"
+    base.mkdir(parents=True)
+    (base / "a b.cif").write_text("x")
+    for pattern in ("*.cif", "a b.cif", ".", f"{base}/*.cif"):
+        assert find_files(pattern, base) == [base / "a b.cif"]
+    assert find_files("set [1]/g*/*.cif", tmp_path) == [base / "a b.cif"]
+
+
+@pytest.mark.parametrize("pattern", ["", " ", "**x/*.cif", "~no-such-user/x.cif", "nowhere/*.cif", "nowhere"])
+def test_a_pattern_that_cannot_be_is_one_line(tmp_path, pattern):
+    with pytest.raises(UsageError, match=r"no-such-user|materials\.structures") as caught:
+        find_files(pattern, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_find_files(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("b.cif", "a.cif", "c.xyz", ".hidden", "sub/d.cif"):
@@ -168,6 +224,27 @@ def test_find_files(tmp_path):
     for nothing in ("nope.cif", "*.traj"):
         with pytest.raises(UsageError, match="no file matches"):
             find_files(nothing, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("formula\nCs2AgBiBr6\n".encode("utf-16"), "is not a text file in UTF-8"),
+        (b"", "has no column 'formula'"),
+        (b"formula\n\n", "holds no formula"),
+    ],
+)
+def test_a_list_of_formulas_that_cannot_be_read_is_one_line(tmp_path, content, message):
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read_formulas(tmp_path / "list.csv")
+    with pytest.raises(UsageError, match=r"cannot read .*nowhere\.csv \(No such file or directory\)"):
+        read_formulas(tmp_path / "nowhere.csv")
+
+
+def test_a_list_with_semicolons(tmp_path):
+    (tmp_path / "list.csv").write_text("Formula;note\nCs2AgBiBr6;1,2\n")
+    assert [formula for formula, _ in read_formulas(tmp_path / "list.csv")] == ["Cs2AgBiBr6"]
 
 
 def test_read_formulas(tmp_path):
