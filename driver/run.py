@@ -34,7 +34,7 @@ from driver.master import Master, Summary
 from driver.models import ModelFile, cache_folder, model_record, resolve
 from driver.progress import duration, log_to, make_progress
 from driver.scheduler import Counts, Scheduler
-from driver.settings import Settings, physics_of
+from driver.settings import Settings, physics_differences, physics_of
 from driver.structures.materials import Materials, load_materials
 from driver.tasks import TaskSpec
 from driver.transport import (
@@ -158,14 +158,11 @@ def _nothing_left(campaign: Campaign) -> Counts | None:
 
 
 def _refuse_other_physics(campaign: Campaign, header: Header) -> None:
-    now = physics_of(campaign.configuration.settings)
-    different = [k for k in sorted(now.keys() | header.physics.keys()) if now.get(k) != header.physics.get(k)]
+    different = physics_differences(header.physics, physics_of(campaign.configuration.settings))
     if different:
-        named = "; ".join(
-            f"{k}: archive {header.physics.get(k, 'unset')}, now {now.get(k, 'unset')}" for k in different
-        )
         raise UsageError(
-            f"{campaign.archive} was made with other settings ({named}); restore them, or set another name="
+            f"{campaign.archive} was made with other settings ({'; '.join(different)});"
+            " restore them, or set another name="
         )
 
 
