@@ -23,7 +23,7 @@ from mace.modules.models import MACE
 from driver.engine.load import choose_head, parse_dtype
 from driver.engine.once import made_once
 from driver.engine.symmetrix import SymmetrixEvaluator
-from driver.errors import LatdynError
+from driver.errors import InterruptedRunError, LatdynError
 from driver.models import ModelFile
 
 CACHE_VARIABLE = "LATDYN_CACHE"
@@ -87,6 +87,8 @@ def prepare(model: MACE, file: ModelFile, dtype: str, cache: Path, threads: int)
     try:
         extracted = extracted_model(model, file, cache).parent
         native = _compiled(extracted, dtype, cache / "compiled", version)
+    except InterruptedRunError:
+        raise
     except Exception as error:  # whatever a young library raises, the reference can take over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnfitError(f"symmetrix-xl {version}: {reason[:300]}") from error
