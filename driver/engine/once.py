@@ -117,9 +117,9 @@ class _SignsOfLife:
     def __init__(self) -> None:
         self.who = "another process"
         self._mark: object = None
-        self._last = self._asked = time.monotonic()
+        self._began = self._last = time.monotonic()
         self._told = False
-        self._state = JobState(None, "")
+        self._states: dict[Job, tuple[float, JobState]] = {}
 
     @property
     def silent_s(self) -> float:
@@ -143,9 +143,11 @@ class _SignsOfLife:
     def ask(self, job: Job) -> JobState:
         """Ask the batch system, seldom, and only about a maker that is silent."""
         now = time.monotonic()
-        if self.silent_s > ASK_AFTER_S and now - self._asked > ASK_AFTER_S:
-            self._state, self._asked = job_state(job), now
-        return self._state
+        asked, state = self._states.get(job, (self._began, JobState(None, "")))
+        if self.silent_s > ASK_AFTER_S and now - asked > ASK_AFTER_S:
+            state = job_state(job)
+            self._states[job] = time.monotonic(), state
+        return state
 
 
 def _make(target: Path, make: Callable[[Path], None], maker: Holder, *, alone: bool) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from driver.archive.holders import Holder
-from driver.archive.queues import JobState
+from driver.archive.queues import Job, JobState
 from driver.engine import once
 from driver.engine.once import made_once
 from driver.errors import InterruptedRunError
@@ -175,6 +175,15 @@ def test_a_maker_elsewhere_whose_job_is_over_is_replaced(
         with pytest.raises(InterruptedRunError):
             made_once(tmp_path / "made", touch, stop=lambda: next(count) == 9)
         assert part.is_dir()
+
+
+def test_what_was_told_of_one_job_is_not_believed_of_another(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the place of the maker whose job is over has been taken by a living one."""
+    seen = once._SignsOfLife()
+    monkeypatch.setattr(once, "job_state", lambda job: JobState(job.id == "1", ""))
+    time.sleep(0.15)
+    assert seen.ask(Job("slurm", "1")).over is True
+    assert not seen.ask(Job("slurm", "2")).over
 
 
 def test_folders_that_nobody_is_known_to_make_are_removed_after_a_day(tmp_path: Path) -> None:
