@@ -157,7 +157,8 @@ def judge(
         return Verdict(True)  # as a container that has been started again
     job = holder.batch_job
     if job is None:
-        return Verdict(None, "whether it still runs cannot be seen from here")
+        seen = ", but its lock file is locked" if locked else ""
+        return Verdict(None, f"whether it still runs cannot be seen from here{seen}")
     if job.restarted_as(own.batch_job):
         return Verdict(True)
     state = ask(job)
