@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ase.data import atomic_numbers, chemical_symbols
 
-from driver.archive.identity import different_materials, different_models, different_settings, refusal
+from driver.archive.identity import Difference, different_materials, different_models, refusal
 from driver.archive.reader import open_archive
 from driver.archive.records import ArchiveError, MaterialRecord
 from driver.archive.schema import safe_key
@@ -18,7 +18,7 @@ from driver.errors import UsageError
 from driver.estimates import archive_bytes, size_text
 from driver.model_checks import ModelFacts, check_models
 from driver.models import prepared_folder
-from driver.settings import Settings, physics_of
+from driver.settings import Settings, physics_differences, physics_of
 
 LARGE_ARCHIVE_BYTES = 1e11
 LARGE_SUPERCELL_ATOMS = 5_000
@@ -140,8 +140,8 @@ def check_archive(campaign: Campaign) -> None:
         structures = dict(zip(table["key"], table["checksum"], strict=True))
         used = set(view.table("tasks")["model"])  # a model that nothing was computed with may be replaced
         models = {key: record for key, record in view.models().items() if key in used}
-        differences = [
-            *different_settings(view.header.physics, physics_of(campaign.configuration.settings)),
+        differences: list[Difference | str] = [
+            *physics_differences(view.header.physics, physics_of(campaign.configuration.settings)),
             *different_models(models, campaign.model_records),
             *different_materials(structures, campaign.materials.records, view.structure),
         ]

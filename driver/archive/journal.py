@@ -33,7 +33,7 @@ from driver.archive.journal_records import (
     new_header,
     read_contents,
 )
-from driver.archive.storage import Storage
+from driver.archive.storage import Storage, beside
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -46,8 +46,8 @@ OPEN_SECONDS = 10.0
 
 
 def journal_path(path: Path) -> Path:
-    """Where the journal of a file stands."""
-    return path.with_name(path.name + ".journal")
+    """Where the journal of a file stands: beside the file itself, by whichever symbolic link that is reached."""
+    return beside(path, ".journal")
 
 
 def load_journal(storage: Storage, main: int, journal: int) -> tuple[Header | None, Contents]:

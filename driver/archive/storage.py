@@ -9,15 +9,23 @@ import time
 from pathlib import Path
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 class Storage:
     """Files by descriptor and offset. Every method raises `OSError` as the operating system does."""
 
-    def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
-        """Open a file, for reading unless `write`; `create` makes it if it is missing."""
-        flags = os.O_RDWR if write else os.O_RDONLY
-        return os.open(path, flags | (os.O_CREAT if create else 0) | os.O_CLOEXEC, 0o666)
+    def open(
+        self, path: Path, *, write: bool = False, create: bool = False, new: bool = False, plain: bool = False
+    ) -> int:
+        """Open a file, for reading unless `write`; `create` makes it if it is missing.
+
+        With `new` it must not be there, whichever machine asks first; with `plain` no symbolic link is followed, and
+        nothing that is no file is waited for.
+        """
+        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC
+        flags |= (os.O_CREAT if create else 0) | (os.O_CREAT | os.O_EXCL if new else 0)
+        return os.open(path, flags | (os.O_NOFOLLOW | os.O_NONBLOCK if plain else 0), 0o666)
 
     def close(self, descriptor: int) -> None:
         """Close a descriptor; its locks go with it."""
@@ -70,6 +78,19 @@ class Storage:
     def replace(self, source: Path, target: Path) -> None:
         """Rename a file, replacing the target at once."""
         source.replace(target)
+
+    def link(self, source: Path, target: Path) -> bool:
+        """Give a file a second name; return False where the file system has no such names.
+
+        `FileExistsError` if there is anything of that name already: of several machines, one succeeds.
+        """
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                return False
+            raise
+        return True
 
     def remove(self, path: Path) -> None:
         """Remove a file; none there is no error."""
@@ -125,3 +146,9 @@ class Storage:
                 raise TimeoutError(errno.ETIMEDOUT, "it has been open for writing in another program")
             time.sleep(0.01)
         return granted is not None
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return the name of a file that belongs to another one, the same whatever symbolic link leads to that."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(real.name + suffix)

@@ -96,6 +96,8 @@ class ArchiveWriter:
             If the file system refuses.
         """
         path, storage = Path(path), storage or Storage()
+        if path.is_symlink():  # to nothing: the archive is to be there, not here
+            path = Path(os.path.realpath(path))
         with _locked(path, storage) as lock:
             if storage.exists(path):
                 raise ArchiveError(f"{path} exists already: open it, or choose another name")

@@ -115,7 +115,7 @@ def extracted_model(model: MACE, file: ModelFile, cache: Path, stop: Stop | None
     def make(folder: Path) -> None:
         call("driver.engine.native:extract", {**given, "folder": str(folder)}, stop=stop)
 
-    return made_once(target, make) / "model.json"
+    return made_once(target, make, stop=stop) / "model.json"
 
 
 def _extracted_folder(model: MACE, file: ModelFile, cache: Path, version: str) -> Path:
@@ -154,7 +154,7 @@ def _compiled(extracted: Path, dtype: str, folder: Path, version: str, stop: Sto
         call("driver.engine.native:compile_code", {"extracted": str(extracted), "dtype": dtype}, stop=stop)
 
     # The library has locks of its own, but waits for two minutes at most: compiling may take longer.
-    made_once(_stamp(extracted, dtype, folder, version), make)
+    made_once(_stamp(extracted, dtype, folder, version), make, stop=stop)
     return open_native(extracted, dtype)
 
 

@@ -32,7 +32,7 @@ from driver.settings import DisplaceSettings, SupercellSettings
 from driver.stages.checks import check_structure
 from driver.stages.outcomes import attempted, failure, known_elements
 from driver.structures.convert import from_phonopy, to_phonopy
-from driver.structures.supercells import supercell_matrix
+from driver.structures.supercells import phonopy_matrix, supercell_matrix
 from driver.tasks import TaskInput
 
 FloatArray = npt.NDArray[np.float64]
@@ -112,7 +112,7 @@ def displace(
 
 def _displaced_cells(task: TaskInput, supercell: SupercellSettings, settings: DisplaceSettings) -> _Cells:
     check_structure(task.structure)
-    matrix = supercell_matrix(task.structure, supercell)
+    matrix = phonopy_matrix(supercell_matrix(task.structure, supercell))
     phonopy = Phonopy(to_phonopy(task.structure), matrix, primitive_matrix="auto", symprec=settings.symprec_A)
     datasets: dict[float, Any] = {}
     displaced: dict[float, tuple[Structure, ...]] = {}

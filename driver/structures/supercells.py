@@ -1,4 +1,8 @@
-"""Supercells: which matrix, and the atoms in phonopy's order. Everybody who needs a supercell goes through here."""
+"""Supercells: which matrix, and the atoms in phonopy's order. Everybody who needs a supercell goes through here.
+
+The matrices of the settings have the supercell's lattice vectors in rows: supercell lattice = matrix @ lattice, vectors
+in rows, as in `ase.build.make_supercell`. phonopy's have them in columns: supercell lattice = matrix.T @ lattice.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,7 @@ def supercell_matrix(structure: Structure, settings: SupercellSettings) -> npt.N
     Returns
     -------
     (3, 3) int64
-        In phonopy's convention: supercell lattice = matrix @ lattice, vectors in rows.
+        Supercell lattice = matrix @ lattice, vectors in rows; for phonopy see `phonopy_matrix`.
 
     Raises
     ------
@@ -67,6 +71,22 @@ def supercell_matrix(structure: Structure, settings: SupercellSettings) -> npt.N
     return matrix
 
 
+def phonopy_matrix(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return, of a matrix with the supercell's lattice vectors in rows, the one that phonopy takes, and stores.
+
+    Parameters
+    ----------
+    matrix : (3, 3) int
+        As `supercell_matrix` returns it.
+
+    Returns
+    -------
+    (3, 3) int64
+        Supercell lattice = returned matrix.T @ lattice.
+    """
+    return np.ascontiguousarray(matrix.T, dtype=np.int64)
+
+
 def make_supercell(structure: Structure, matrix: npt.NDArray[np.int64]) -> Structure:
     """Return the supercell with its atoms in the order in which phonopy builds it.
 
@@ -83,6 +103,6 @@ def make_supercell(structure: Structure, matrix: npt.NDArray[np.int64]) -> Struc
         If atoms lie on top of each other, so that the supercell's atoms cannot be told apart.
     """
     try:
-        return from_phonopy(get_supercell(to_phonopy(structure), matrix))
+        return from_phonopy(get_supercell(to_phonopy(structure), phonopy_matrix(matrix)))
     except RuntimeError as error:
         raise TaskError(f"no supercell can be built from {len(structure)} atoms: some of them overlap") from error

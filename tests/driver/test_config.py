@@ -6,7 +6,7 @@ import pytest
 
 from driver.config import compose, presets
 from driver.errors import UsageError
-from driver.settings import Settings, physics_of
+from driver.settings import Settings, SupercellSettings, physics_differences, physics_of
 
 OWN = ("name=mine", "materials=formulas", "materials.formulas=[CsSnBr3]", "model=demo")
 """A campaign of the user's own, without a preset."""
@@ -202,3 +202,45 @@ def test_physics_leaves_out_what_may_differ_between_two_runs():
     assert physics_of(base) != physics_of(compose([*OWN, "dynamics.temperature_K=400"]).settings)
     assert physics_of(base) != physics_of(compose([*OWN, "seed=1"]).settings)
     assert "displace.distances_A" in physics_of(Settings("x"))
+
+
+def physics_with(matrix, min_length_A=None):
+    """Physics settings now, and as an earlier version stored them for the same configuration."""
+    now = physics_of(Settings("x", supercell=SupercellSettings(matrix, min_length_A)))
+    return {name: value for name, value in now.items() if name != "supercell.matrix_meaning"}, now
+
+
+@pytest.mark.parametrize(
+    ("matrix", "min_length_A"),
+    [
+        ((2, 2, 2), None),
+        ((1, 2, 3), None),
+        ((-1, 1, 1, 1, -1, 1, 1, 1, -1), None),
+        ((2, 0, 0, 0, 2, 0, 0, 0, 2), None),
+        ((1, 1, 0, 0, 2, 0, 0, -1, 2), 12.0),  # ignored
+    ],
+)
+def test_a_symmetric_matrix_means_what_it_always_did(matrix, min_length_A):
+    earlier, now = physics_with(matrix, min_length_A)
+    assert earlier == now
+    assert physics_differences(earlier, now) == []
+
+
+def test_nine_numbers_that_were_columns_are_another_supercell():
+    """The line names the value that continues the archive, which is accepted."""
+    matrix, rows = (1, 1, 0, 0, 2, 0, 0, -1, 2), (1, 0, 0, 1, 2, -1, 0, 0, 2)
+    earlier, now = physics_with(matrix)
+    assert physics_differences(now, now) == []
+    assert physics_differences(earlier, now) == [
+        "supercell.matrix: archive [1, 0, 0, 1, 2, -1, 0, 0, 2] (stored as [1, 1, 0, 0, 2, 0, 0, -1, 2] by a version"
+        " that took the nine numbers as columns; they are rows), now [1, 1, 0, 0, 2, 0, 0, -1, 2]"
+    ]
+    assert physics_differences(earlier, physics_with(rows)[1]) == []
+    (only,) = physics_differences(earlier, physics_with((2, 2, 2))[1])
+    assert only.startswith("supercell.matrix: ")
+
+
+def test_a_meaning_of_a_later_version_is_a_difference():
+    _, now = physics_with((1, 1, 0, 0, 2, 0, 0, -1, 2))
+    (only,) = physics_differences({**now, "supercell.matrix_meaning": '"spirals"'}, now)
+    assert "spirals" in only

@@ -16,8 +16,11 @@ from ase.build import bulk
 from campaigns import ROOT, SHORT, call, run_campaign
 
 from driver.__main__ import main
+from driver.archive.datasets import create_dataset
 from driver.archive.reader import open_archive
 from driver.archive.records import Header, ModelRecord
+from driver.archive.schema import header_checksum
+from driver.archive.verify import verify
 from driver.archive.writer import ArchiveWriter
 from driver.config import compose
 from driver.download import hash_file
@@ -246,3 +249,29 @@ def test_the_folder_of_a_campaign_holds_what_it_says(troubled):
         assert view.header.config_yaml == (folder / "troubled" / "config.yaml").read_text()
         assert json.loads(view.header.physics["dynamics.temperature_K"]) == 300.0
         assert {"latdyn", "torch", "mace-torch", "phonopy"} <= view.header.versions.keys()
+
+
+def test_an_archive_whose_nine_numbers_were_columns_is_not_continued_with_rows(tmp_path):
+    """The line says so and how to go on: with the numbers that give the archive's supercell."""
+    base = [*SHORT, "materials.formulas=[Cs2NaInCl6]", "stages=[relax]", "relax.mode=none", "name=skewed"]
+    typed, same = "supercell.matrix=[1,1,0,0,2,0,0,-1,2]", "supercell.matrix=[1,0,0,1,2,-1,0,0,2]"
+    result = run_campaign(tmp_path, *base, typed)
+    assert result.returncode == 0, result.stderr
+    assert run_campaign(tmp_path, *base, typed).returncode == 0
+    archive = tmp_path / "skewed" / "archive.h5"
+    with ArchiveWriter.open(archive) as writer, writer.transaction():
+        physics = dict(writer.view.header.physics)
+        assert physics.pop("supercell.matrix_meaning") == '"rows"'
+        group = writer.h5["header"]
+        del group["physics"]
+        create_dataset(group.id, "physics", json.dumps(physics, indent=1))
+        group.attrs["checksum"] = header_checksum(writer.view.header)
+    assert verify(archive) == []
+    refused = run_campaign(tmp_path, *base, typed)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "archive [1, 0, 0, 1, 2, -1, 0, 0, 2] (stored as [1, 1, 0, 0, 2, 0, 0, -1, 2] by a version" in line
+    assert "restore them, or set another name=" in line
+    resumed = run_campaign(tmp_path, *base, same)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "nothing left to do" in resumed.stdout

@@ -33,9 +33,9 @@ class RecordingStorage(Storage):
         self.operations: list[Operation] = []
         self._names: dict[int, str] = {}
 
-    def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
+    def open(self, path: Path, **how: bool) -> int:
         missing = not path.exists()
-        descriptor = super().open(path, write=write, create=create)
+        descriptor = super().open(path, **how)
         if missing:
             self._record("create", path.name)
         self._names[descriptor] = path.name
@@ -99,8 +99,8 @@ class FailingStorage(QuickStorage):
         self.failures = 0
         self._names: dict[int, str] = {}
 
-    def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
-        descriptor = super().open(path, write=write, create=create)
+    def open(self, path: Path, **how: bool) -> int:
+        descriptor = super().open(path, **how)
         self._names[descriptor] = path.name
         return descriptor
 
@@ -266,9 +266,9 @@ class NetworkStorage(QuickStorage):
         self._states: dict[int, tuple[float, tuple[int, int]]] = {}
         self._names: dict[Path, tuple[float, bool]] = {}
 
-    def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
+    def open(self, path: Path, **how: bool) -> int:
         self._wait()
-        descriptor = super().open(path, write=write, create=create)
+        descriptor = super().open(path, **how)
         self._forget(descriptor)
         self._states[descriptor] = time.monotonic(), super().state(descriptor)
         return descriptor

@@ -122,10 +122,10 @@ def test_a_real_full_disk(small_disk: Path) -> None:
 class ReadOnlyStorage(Storage):
     """A file system that is mounted read-only."""
 
-    def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
-        if write:
+    def open(self, path: Path, **how: bool) -> int:
+        if how.get("write"):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return super().open(path)
+        return super().open(path, **how)
 
 
 def test_read_only_file_system(tmp_path: Path) -> None:
