@@ -186,15 +186,14 @@ class Master:
         wait_s = self._settings.commit_every_s / 2
         if self._waiting:
             wait_s = min(wait_s, max(0.0, self._committed_at + COMMIT_PAUSE * self._commit_took - time.monotonic()))
-        message = self._transport.receive(wait_s)
-        for _ in range(BURST):
+        for taken in range(BURST):
+            if taken and not self._transport.ready():
+                return
+            message = self._transport.receive(0.0 if taken else wait_s)
             if message is None:
                 return
             if message[0] in self._expected:
                 self._take(*message)
-            if not self._transport.ready():
-                return
-            message = self._transport.receive(0.0)
 
     def _take(self, worker: int, message: ToMaster) -> None:
         self._liveness.heard(worker, time.monotonic())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from archive_samples import HEADER, material, model
-from toy_runner import ToyRunner
+from toy_runner import RESULTS, ToyRunner
 
 from driver.archive.reader import open_archive
 from driver.archive.records import TaskKey
@@ -20,6 +21,7 @@ from driver.batch_size import BatchSize, Memory
 from driver.errors import TaskError, UsageError
 from driver.interrupts import Interrupts
 from driver.master import Master, Summary
+from driver.messages import Hello, LeaseEnd, Outcome, ToWorker, Work
 from driver.models import ModelFile
 from driver.scheduler import Scheduler
 from driver.settings import ExecutionSettings
@@ -213,3 +215,38 @@ def test_the_wall_time_stops_what_cannot_finish(tmp_path):
 def test_a_running_task_is_left_when_the_grace_is_over(tmp_path):
     summary, progress = run(tmp_path / "a.h5", ToyRunner(seconds=30.0, signals=(1, signal.SIGTERM)))
     assert summary.seconds < 5 and summary.counts.done == 0 and progress.failures == []
+
+
+class Flood(InProcessTransport):
+    """Workers in memory that do what they get at once, so that many messages wait together."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__()
+        self.workers = tuple(range(1, workers + 1))
+        self.waiting: deque = deque((w, Hello("node", w, "cpu", BatchSize(8))) for w in self.workers)
+
+    def send(self, worker: int, message: ToWorker) -> None:
+        if isinstance(message, Work):
+            for task in message.inputs:
+                key = task.key
+                self.waiting.append((worker, Outcome(message.lease_id, RESULTS[key.stage](key), 0.1)))
+            self.waiting.append((worker, LeaseEnd(message.lease_id, BatchSize(8))))
+
+    def receive(self, timeout_s: float):
+        return self.waiting.popleft() if self.waiting else None
+
+    def ready(self) -> bool:
+        return bool(self.waiting)
+
+
+def test_no_message_is_lost_however_many_wait(tmp_path):
+    names = tuple(f"M{i}" for i in range(150))
+    with ArchiveWriter.create(tmp_path / "a.h5", HEADER) as writer, Interrupts() as interrupts:
+        writer.add_materials([material(name) for name in names])
+        writer.add_models([model("m")])
+        scheduler = Scheduler(specs(1, names))
+        settings = ExecutionSettings(commit_every_s=0.2)
+        master = Master(scheduler, Flood(400), writer, interrupts, Silent(), settings, end_s=time.monotonic() + 60)
+        summary = master.run()
+    assert (summary.counts.done, summary.interrupted_by) == (450, "")
+    assert scheduler.idle  # the last message of each lease has come through as well
