@@ -37,9 +37,9 @@ from driver.batch_size import BatchSize
 from driver.interrupts import Interrupts
 from driver.master import Master
 from driver.messages import Hello, LeaseEnd, Outcome, ToMaster, ToWorker, Work
-from driver.scheduler import Lease, Scheduler
+from driver.scheduler import Scheduler
 from driver.settings import ExecutionSettings
-from driver.tasks import TaskSpec
+from driver.tasks import Lease, TaskSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = BatchSize(4.0, 100.0)
@@ -65,7 +65,7 @@ class Plan:
 FULL = Plan(
     tasks=12000, tasks_per_worker=24, messages_limit_s=30.0, decisions=3000, decisions_limit_s=20.0, busy_s=30.0
 )
-QUICK = Plan(tasks=6000, tasks_per_worker=12, messages_limit_s=6.0, decisions=600, decisions_limit_s=3.0, busy_s=7.0)
+QUICK = Plan(tasks=6000, tasks_per_worker=12, messages_limit_s=6.0, decisions=600, decisions_limit_s=3.0, busy_s=20.0)
 
 
 def campaign(tasks: int) -> list[TaskSpec]:

@@ -29,8 +29,9 @@ from driver.messages import (
     Work,
 )
 from driver.progress import Progress
-from driver.scheduler import Counts, Scheduler
+from driver.scheduler import Scheduler
 from driver.settings import ExecutionSettings
+from driver.tasks import Counts
 from driver.transport import MasterTransport
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ DRAIN_MARGIN_S = 5.0
 """Besides the grace, for what runs to notice that it is over; then the run ends without it."""
 
 COMMIT_PAUSE = 4.0
-"""Between two commits, in durations of the first, unless a result has waited too long already."""
+"""Between two commits, in durations of a small one, unless a result has waited too long or a worker has no work."""
 
 BURST = 256
 """Messages taken before anything else is looked at."""
@@ -107,7 +108,8 @@ class Master:
         self._refusals: dict[int, str] = {}
         self._waiting: list[Attempt] = []
         self._waiting_since = 0.0
-        self._committed_at = self._commit_took = 0.0
+        self._committed_at = 0.0
+        self._commit_cost_s = 0.01  # of a commit however small: rises slowly to the least that any takes
         self._next_look = self._next_update = 0.0
         self._gpus_are_there = False
         self._drained_at: float | None = None
@@ -185,7 +187,7 @@ class Master:
         """Wait for a message, then take those that have come meanwhile."""
         wait_s = self._settings.commit_every_s / 2
         if self._waiting:
-            wait_s = min(wait_s, max(0.0, self._committed_at + COMMIT_PAUSE * self._commit_took - time.monotonic()))
+            wait_s = min(wait_s, max(0.0, self._committed_at + COMMIT_PAUSE * self._commit_cost_s - time.monotonic()))
         for taken in range(BURST):
             if taken and not self._transport.ready():
                 return
@@ -333,8 +335,10 @@ class Master:
         now = time.monotonic()
         if now - self._waiting_since >= self._settings.commit_every_s:
             return True
-        rested = now - self._committed_at >= COMMIT_PAUSE * self._commit_took
-        return not self._transport.ready() and (rested or self._scheduler.idle)
+        if self._transport.ready():
+            return False
+        rested = now - self._committed_at >= COMMIT_PAUSE * self._commit_cost_s
+        return rested or self._scheduler.hungry  # what has come may be what others wait for
 
     def _commit(self) -> None:
         """Make what has come durable; only then does the scheduler learn of it."""
@@ -344,7 +348,7 @@ class Master:
         decided = [self._decide(attempt) for attempt in self._waiting]
         self._writer.commit(decided)
         self._committed_at = time.monotonic()
-        self._commit_took = self._committed_at - began
+        self._commit_cost_s = min(1.1 * self._commit_cost_s, self._committed_at - began)
         self._waiting = []
         for attempt in decided:
             self._conclude(attempt)

@@ -15,7 +15,7 @@ from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
 from driver.archive.records import TaskKey
-from driver.scheduler import Counts
+from driver.tasks import Counts
 
 log = logging.getLogger(__name__)
 

@@ -38,8 +38,9 @@ from driver.master import Master, Summary
 from driver.models import ModelFile
 from driver.patience import patience_in
 from driver.progress import duration, log_to, make_progress
-from driver.scheduler import Counts, Scheduler
+from driver.scheduler import Scheduler
 from driver.settings import Settings, physics_of
+from driver.tasks import Counts
 from driver.transport import (
     Handler,
     InProcessTransport,

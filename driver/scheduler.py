@@ -18,34 +18,13 @@ from dataclasses import dataclass, field
 from driver.archive.records import TaskKey, TaskState
 from driver.batch_size import BatchSize
 from driver.ready_tasks import ReadyTasks
-from driver.tasks import TaskSpec, dependents_and_costs
+from driver.tasks import Counts, Lease, TaskSpec, dependents_and_costs
 from driver.worker_queues import WorkerQueues
 
-
-@dataclass(frozen=True)
-class Lease:
-    """Tasks of one model and stage, handed together to one worker so that they run as one batch."""
-
-    id: int
-    worker: int
-    model: str
-    stage: str
-    tasks: tuple[TaskKey, ...]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many tasks stand where; `blocked` ones wait for a quarantined task and will not run."""
-
-    total: int
-    done: int
-    quarantined: int
-    blocked: int
-
-    @property
-    def left(self) -> int:
-        """Tasks that can still be done."""
-        return self.total - self.done - self.quarantined - self.blocked
+SHORT_S = 1.0
+"""Work that a worker should have before it, in seconds, where leases are short."""
+MOST_LEASES = 8
+"""Leases that a worker holds for that at most."""
 
 
 @dataclass
@@ -69,7 +48,8 @@ class Scheduler:
     max_attempts : int
         Failed attempts after which a task is quarantined.
     leases_in_flight : int
-        Leases that a worker holds at a time; two, so that it never waits for the master.
+        Leases that a worker holds at a time; two, so that it never waits for the master. More of them where all
+        together take less than `SHORT_S`, as the master may be busy with a commit for so long.
     workers_expected : int
         Workers that will come; the first to arrive must not take the share of those still starting.
     """
@@ -104,7 +84,8 @@ class Scheduler:
         self._draining = False
         self._apart: deque[tuple[TaskKey, ...]] = deque()
         self._failed_on: dict[TaskKey, set[int]] = defaultdict(set)
-        self._queues = WorkerQueues(leases_in_flight)
+        self._places = max(leases_in_flight, MOST_LEASES)
+        self._queues = WorkerQueues(self._places)
         self._dependents, chain_costs = dependents_and_costs(self._specs)
         self._ready = ReadyTasks(self._specs, chain_costs)
         self._left_cost = 0.0
@@ -122,8 +103,6 @@ class Scheduler:
             self._left_cost += self._specs[key].cost
             if self._missing[key] == 0:
                 self._push(key)
-
-    # -- workers --------------------------------------------------------------------------------------------------
 
     def add_worker(self, worker: int, capacity: BatchSize) -> None:
         """A worker is there; `capacity` is what it takes in a batch of a model before it has measured any of it."""
@@ -173,8 +152,6 @@ class Scheduler:
     def workers(self) -> Set[int]:
         """Workers that are there."""
         return self._workers.keys()
-
-    # -- events ---------------------------------------------------------------------------------------------------
 
     def report(self, key: TaskKey) -> None:
         """A task's outcome is known but not committed yet: `finish` or `fail` follows, its lease may end before."""
@@ -258,8 +235,6 @@ class Scheduler:
         """Hand out nothing more."""
         self._draining = True
 
-    # -- decisions ------------------------------------------------------------------------------------------------
-
     def assign(
         self, left_s: float = math.inf, expected_s: Callable[[int, TaskKey], float] = lambda worker, key: 0.0
     ) -> list[Lease]:
@@ -273,25 +248,30 @@ class Scheduler:
             (worker, task) -> how long it should take; what would not be done in time is not handed out.
         """
         leases: list[Lease] = []
-        for held in range(self._leases_in_flight):
+        for held in range(self._places):
             # A lease that waits behind another is for keeping workers busy, not for hoarding the last tasks.
-            while self._anything_ready() and not (held and len(self._ready) < len(self._workers)):
+            while self._anything_ready() and not (held and len(self._ready) < held * len(self._workers)):
                 worker = self._queues.first(held)
                 if worker is None:
                     break
-                lease = self._next_lease(worker, left_s, expected_s)
+                in_flight_s = self._in_flight_s(worker, expected_s)
+                if held >= self._leases_in_flight and not 0.0 < in_flight_s < SHORT_S:
+                    self._queues.remove(worker)  # until one of its leases ends
+                    continue
+                lease = self._next_lease(worker, left_s - in_flight_s, expected_s)
                 if lease is None:
                     self._queues.park(worker, held)
                 else:
                     leases.append(lease)
         return leases
 
+    def _in_flight_s(self, worker: int, expected_s: Callable[[int, TaskKey], float]) -> float:
+        return sum(expected_s(worker, key) for lease in self._workers[worker].leases for key in self._open[lease])
+
     def _anything_ready(self) -> bool:
         return not self._draining and (len(self._ready) > 0 or bool(self._apart))
 
     def _next_lease(self, worker: int, left_s: float, expected_s: Callable[[int, TaskKey], float]) -> Lease | None:
-        in_flight = (key for lease in self._workers[worker].leases for key in self._open[lease])
-        left_s -= sum(expected_s(worker, key) for key in in_flight)
         for index, tasks in enumerate(self._apart):
             if self._may_try(worker, tasks):
                 if sum(expected_s(worker, key) for key in tasks) > left_s:
@@ -324,7 +304,10 @@ class Scheduler:
         self._workers[worker].model = lease.model
         return lease
 
-    # -- queries --------------------------------------------------------------------------------------------------
+    @property
+    def hungry(self) -> bool:
+        """Whether a worker has no lease."""
+        return self._queues.first(0) is not None or self.idle
 
     @property
     def idle(self) -> bool:

@@ -50,6 +50,32 @@ class TaskSpec:
     requires: tuple[TaskKey, ...] = ()
 
 
+@dataclass(frozen=True)
+class Lease:
+    """Tasks of one model and stage, handed together to one worker so that they run as one batch."""
+
+    id: int
+    worker: int
+    model: str
+    stage: str
+    tasks: tuple[TaskKey, ...]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many tasks stand where; `blocked` ones wait for a quarantined task and will not run."""
+
+    total: int
+    done: int
+    quarantined: int
+    blocked: int
+
+    @property
+    def left(self) -> int:
+        """Tasks that can still be done."""
+        return self.total - self.done - self.quarantined - self.blocked
+
+
 def dependents_and_costs(
     specs: Mapping[TaskKey, TaskSpec],
 ) -> tuple[Mapping[TaskKey, list[TaskKey]], dict[TaskKey, float]]:

@@ -33,9 +33,9 @@ from driver.master import Master
 from driver.models import ModelFile
 from driver.progress import LogProgress, log_to
 from driver.run import exit_code_of
-from driver.scheduler import Counts, Scheduler
+from driver.scheduler import Scheduler
 from driver.settings import ExecutionSettings
-from driver.tasks import TaskInput, TaskSpec
+from driver.tasks import Counts, TaskInput, TaskSpec
 from driver.transport import (
     InProcessTransport,
     MasterTransport,
