@@ -18,7 +18,8 @@ from driver.errors import UsageError
 from driver.estimates import archive_bytes, size_text
 from driver.model_checks import ModelFacts, check_models
 from driver.models import prepared_folder
-from driver.settings import Settings, physics_differences, physics_of
+from driver.physics_settings import physics_differences, physics_of
+from driver.settings import Settings
 
 LARGE_ARCHIVE_BYTES = 1e11
 LARGE_SUPERCELL_ATOMS = 5_000
@@ -76,6 +77,8 @@ def check_folder(settings: Settings) -> None:
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise UsageError(f"cannot make {settings.folder}: {existing} is not a folder; set runs= or name= to another")
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        raise UsageError(f"cannot write in {settings.folder}: read-only file system; set runs= to another folder")
     if existing != folder and not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(f"cannot make {settings.folder}: you may not write in {existing}; set runs= to another folder")
     if settings.archive.is_dir():

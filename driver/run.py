@@ -37,9 +37,10 @@ from driver.library_warnings import silence_library_warnings
 from driver.master import Master, Summary
 from driver.models import ModelFile
 from driver.patience import patience_in
+from driver.physics_settings import physics_of
 from driver.progress import duration, log_to, make_progress
 from driver.scheduler import Scheduler
-from driver.settings import Settings, physics_of
+from driver.settings import Settings
 from driver.tasks import Counts
 from driver.transport import (
     Handler,
@@ -143,7 +144,9 @@ def _say_or_lead(world: World, port: MPIMaster | None, campaign: Campaign, early
     return _exit_code(Summary(counts, "", 0.0), campaign)
 
 
-def load_campaign(overrides: Sequence[str], config_dir: Path | None, interrupts: Interrupts) -> Campaign:
+def load_campaign(
+    overrides: Sequence[str], config_dir: Path | None = None, interrupts: Interrupts | None = None
+) -> Campaign:
     """Compose a campaign, refuse what `plan` refuses, and print what it warns of.
 
     Raises
@@ -154,7 +157,7 @@ def load_campaign(overrides: Sequence[str], config_dir: Path | None, interrupts:
         If there is an archive that cannot be read.
     """
     campaign = compose_campaign(overrides, config_dir)
-    for warning in check(campaign, lambda: interrupts.requested):
+    for warning in check(campaign, lambda: interrupts is not None and interrupts.requested):
         print(f"latdyn: warning: {warning}", file=sys.stderr, flush=True)
     return campaign
 

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import ase.io
 import pytest
+from archive_samples import attempt, failure
 from ase.build import bulk
 from campaigns import ROOT
 
 from driver import plan, run
-from driver.archive.records import ArchiveError, Header
+from driver.archive.records import ArchiveError, Header, TaskKey
 from driver.archive.writer import ArchiveWriter
 from driver.campaign import compose_campaign
 from driver.checks import check
+from driver.download import hash_file
 from driver.errors import UsageError
-from driver.settings import physics_of
+from driver.physics_settings import physics_of
 
 MODEL = ROOT / "models" / "demo" / "demo.model"
 
@@ -47,6 +49,7 @@ def make_archive(overrides: list[str]) -> None:
     with ArchiveWriter.create(campaign.archive, header) as writer:
         writer.add_materials(campaign.materials.records)
         writer.add_models(campaign.model_records)
+        writer.commit([attempt(failure(TaskKey("salt", "demo", "relax")))])  # a model is in use from then on
 
 
 def test_a_usual_campaign_raises_no_eyebrow(crystals):
@@ -133,7 +136,7 @@ def rescaled_structure(crystals: Path) -> list[str]:
 def changed_model(crystals: Path) -> list[str]:
     other = crystals.parent / "other.model"
     other.write_bytes(MODEL.read_bytes() + b"\0")
-    return [f"models.demo.path={other}", "models.demo.sha256=''"]
+    return [f"models.demo.path={other}", f"models.demo.sha256={hash_file(other)}"]
 
 
 @pytest.mark.parametrize("command", [plan.print_plan, run.load_campaign])

@@ -6,7 +6,8 @@ import pytest
 
 from driver.config import compose, presets
 from driver.errors import UsageError
-from driver.settings import Settings, SupercellSettings, physics_differences, physics_of
+from driver.physics_settings import physics_differences, physics_of
+from driver.settings import Settings, SupercellSettings
 
 OWN = ("name=mine", "materials=formulas", "materials.formulas=[CsSnBr3]", "model=demo")
 """A campaign of the user's own, without a preset."""
@@ -142,7 +143,7 @@ def test_a_preset_that_is_no_preset_is_one_line(tmp_path, content):
         ("dynamics.friction_per_ps=-1", "dynamics.friction_per_ps must not be negative"),
         ("dynamics.friction_per_ps=0", "without a thermostat: dynamics.ensemble=nve"),
         ("dynamics.collision_probability=2", "dynamics.collision_probability lies above 0 and is at most 1"),
-        ("dynamics.max_temperature_factor=0", "dynamics.max_temperature_factor must exceed 1"),
+        ("dynamics.max_temperature_factor=0", "dynamics.max_temperature_factor must be positive"),
         ("dynamics.min_distance_A=-1", "dynamics.min_distance_A must not be negative"),
         ("dynamics.initial_temperature_K=0", "dynamics.initial_temperature_K must be positive"),
         ("displace.distances_A=[0.01,0.01]", "lengths must differ by at least 0.0001 A"),

@@ -24,7 +24,7 @@ from driver.archive.verify import verify
 from driver.archive.writer import ArchiveWriter
 from driver.config import compose
 from driver.download import hash_file
-from driver.settings import physics_of
+from driver.physics_settings import physics_of
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def fill(folder: Path, leave: int) -> None:
 def clear_line(process: subprocess.CompletedProcess[str], archive: Path) -> str:
     """The one line that says what is wrong."""
     assert "Traceback" not in process.stderr and "Logging error" not in process.stderr, process.stderr
-    lines = [line for line in process.stderr.splitlines() if line.startswith("latdyn: ")]
+    lines = [line for line in process.stderr.splitlines() if line.startswith("latdyn: ") and "warning:" not in line]
     assert len(lines) == 1, process.stderr
     return lines[0]
 

@@ -284,7 +284,7 @@ def test_where_an_archive_may_come_into_being(archive: Path, tmp_path: Path) -> 
         archive: "exists already",
         tmp_path / "dangling.h5": "exists already",
         archive.with_name("archive.h5.journal"): "no command replaces",
-        tmp_path / "old.h5": "old.h5.journal is of an archive that is not here",
+        tmp_path / "old.h5": "old.h5.journal belongs to an archive that is not here",
         tmp_path / "old.h5.journal" / "x.h5": "is a file, not a folder",
     }.items():
         with pytest.raises(OutputError, match=message):

@@ -113,13 +113,13 @@ def test_a_model_that_nothing_was_computed_with_gives_way_to_another_file(tmp_pa
     with new_archive(tmp_path / PATH) as writer:
         writer.commit([attempt(relax_result("A", "n"))])
         assert writer.add_models([right, model("n"), model("o")]) == 1
-        with pytest.raises(ArchiveError, match=r"model n .* another sha256"):
+        with pytest.raises(ArchiveError, match=r"model n: sha256: archive"):
             writer.add_models(
                 [dataclasses.replace(model("m"), sha256="third"), dataclasses.replace(model("n"), sha256="x")]
             )
         assert writer.view.models()["m"] == right
         writer.commit([attempt(relax_result("A", "m"))])
-        with pytest.raises(ArchiveError, match=r"model m .* another sha256"):
+        with pytest.raises(ArchiveError, match=r"model m: sha256: archive"):
             writer.add_models([model("m")])
     with open_archive(tmp_path / PATH) as view:
         assert list(view.models()) == ["m", "n", "o"]
