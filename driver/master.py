@@ -24,7 +24,6 @@ from driver.messages import (
     Notice,
     Outcome,
     Refusal,
-    Stop,
     ToMaster,
     Work,
 )
@@ -259,7 +258,6 @@ class Master:
         self._refusals[worker] = reason
         if worker in self._scheduler.workers:
             self._scheduler.remove_worker(worker)
-        self._transport.send(worker, Stop())
         if len(self._refusals) == len(self._transport.workers):
             raise UsageError(f"rank {worker}: {reason}")
         self._go_on_without(worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from driver.errors import InterruptedRunError
 from driver.messages import Begin, Bye, Gone, Leave, Stop, ToMaster, ToWorker
 from driver.transport.world import EXIT_INTERRUPTED, World
 
@@ -111,17 +113,19 @@ class MPIMaster:
         """Wait, but not for long, until all workers have said that they leave; note who has not."""
         self.close()
         deadline = time.monotonic() + CLOSE_S
-        while self._expected and (left_s := deadline - time.monotonic()) > 0:
-            received = self._mailbox.get(left_s)
-            if received is not None:
-                worker, message = received
-                if isinstance(message, Gone) or (isinstance(message, Bye) and message.busy):
-                    self._world.rank_was_lost(worker)
-                if isinstance(message, Gone | Bye):
-                    self._mailbox.forget(worker)
-                    self._expected.discard(worker)
+        with contextlib.suppress(InterruptedRunError):  # MPI has failed: nobody parts
+            while self._expected and (left_s := deadline - time.monotonic()) > 0:
+                received = self._mailbox.get(left_s)
+                if received is not None and isinstance(received[1], Gone | Bye):
+                    self._parted(*received)
         for worker in tuple(self._expected):
             self.abandon(worker)
+
+    def _parted(self, worker: int, message: Gone | Bye) -> None:
+        if isinstance(message, Gone) or message.busy:
+            self._world.rank_was_lost(worker)
+        self._mailbox.forget(worker)
+        self._expected.discard(worker)
 
 
 class MPIWorker:
