@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from driver.devices import assign_device, assign_threads
+from driver.devices import assign_device, assign_threads, job_has_gpus
 from driver.errors import UsageError
 
 
@@ -39,3 +39,31 @@ def test_threads_are_a_fair_share(monkeypatch):
     assert assign_threads(None, 3) == 2
     assert assign_threads(None, 100) == 1
     assert assign_threads(5, 3) == 5
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_JOB_GPUS": "0,1"},
+        {"SLURM_JOB_GPUS": "0"},
+        {"SLURM_GPUS_ON_NODE": "4"},
+        {"CUDA_VISIBLE_DEVICES": "0"},
+        {"CUDA_VISIBLE_DEVICES": "MIG-5c89852c"},
+        {"ROCR_VISIBLE_DEVICES": "1"},
+        {"PBS_GPUFILE": "/var/spool/pbs/aux/7gpu"},
+    ],
+)
+def test_a_job_with_gpus_is_known_by_its_environment(environment):
+    assert job_has_gpus(environment)
+    with pytest.raises(UsageError, match="the job has GPUs but torch sees none"):
+        assign_device("auto", 0, 1, 0, gpus_expected=job_has_gpus(environment))
+    assert assign_device("cpu", 0, 1, 0, gpus_expected=True) == "cpu"
+    assert assign_device("auto", 1, 2, 2, gpus_expected=True) == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "-1"}, {"SLURM_GPUS_ON_NODE": "0"}]
+)
+def test_a_job_without_gpus_runs_on_cpus(environment):
+    assert not job_has_gpus(environment)
+    assert assign_device("auto", 0, 1, 0, gpus_expected=job_has_gpus(environment)) == "cpu"

@@ -250,3 +250,16 @@ def test_no_message_is_lost_however_many_wait(tmp_path):
         summary = master.run()
     assert (summary.counts.done, summary.interrupted_by) == (450, "")
     assert scheduler.idle  # the last message of each lease has come through as well
+
+
+def test_where_others_have_gpus_a_worker_on_a_cpu_is_left_out(tmp_path):
+    with ArchiveWriter.create(tmp_path / "a.h5", HEADER) as writer, Interrupts() as interrupts:
+        writer.add_materials([material(name) for name in MATERIALS])
+        writer.add_models([model("m")])
+        flood = Flood(3)
+        flood.waiting[1] = (2, Hello("node", 2, "cuda:0", BatchSize(8)))
+        flood.waiting[2] = (3, Hello("node", 3, "cuda:1", BatchSize(8)))
+        Master(Scheduler(specs()), flood, writer, interrupts, Silent(), ExecutionSettings()).run()
+        (lost,) = writer.view.lost_workers()
+        assert lost.rank == 1 and "sees no GPU, while other ranks do" in lost.reason
+        assert len(writer.view.task_states()) == 15

@@ -247,3 +247,13 @@ def test_job_without_progress_is_not_queued_again_for_ever(cluster, short_job):
         assert [line.get("restart") for line in lines] == [0, None, 1, None]
         assert [line.get("signal") for line in lines] == [None, "SIGUSR1", None, "SIGUSR1"]
     assert "two runs in a row finished no task" in log
+
+
+def test_a_job_with_gpus_that_torch_does_not_see_never_runs_on_cpus(cluster, tmp_path):
+    """These GPUs are only device files: all workers refuse, and the job ends with the reason."""
+    arguments = (*(word for word in SHORT if word != "execution.device=cpu"), "execution.device=auto")
+    job = submit(cluster, tmp_path, *THREE_RANKS, arguments=arguments)
+    ended = wait_for_end(cluster, job, 120)
+    log = (tmp_path / "job.log").read_text()
+    assert ended["ExitCode"] == "2:0", log
+    assert "is not used: the job has GPUs but torch sees none" in log and "Traceback" not in log

@@ -212,3 +212,16 @@ def test_a_bad_material_fails_alone():
     assert outcomes["good"].arrays["d0.0100/forces"].value == pytest.approx(
         displaced(argon()).arrays["d0.0100/forces"].value, abs=1e-12
     )
+
+
+def test_displacements_end_between_batches_once_they_are_to_stop():
+    tasks = [TaskInput(TaskKey(name, "toy", "displace"), argon()) for name in "ABC"]
+    for allowed in (0, 2, 4):
+        asked = []
+
+        def stop(asked=asked, allowed=allowed) -> bool:
+            asked.append(1)
+            return len(asked) > allowed
+
+        assert list(displace(tasks, MODEL, engine(), SUPERCELL, DisplaceSettings(), stop=stop)) == []
+    assert len(list(displace(tasks, MODEL, engine(), SUPERCELL, DisplaceSettings(), stop=lambda: False))) == 3

@@ -184,3 +184,16 @@ def test_a_mistake_in_the_program_is_a_failure_that_may_be_tried_again():
     assert not outcome.permanent
     assert outcome.exception == "KeyError"
     assert "in evaluate" in outcome.traceback
+
+
+def test_a_relaxation_ends_at_the_next_step_once_it_is_to_stop():
+    asked = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    tasks = [TaskInput(TaskKey(name, "toy", "relax"), from_ase(argon())) for name in ("A", "B")]
+    toy = ToyEngine(lambda dtype: LennardJones(dtype=dtype))
+    assert list(relax(tasks, MODEL, toy, RelaxSettings(fmax_eV_A=1e-9), stop=stop)) == []
+    assert len(asked) == 4
