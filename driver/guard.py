@@ -58,6 +58,14 @@ def ranks_beside() -> list[int]:
     return found
 
 
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is there, stopped or not, and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 class Guard:
     """Ends this process by SIGKILL unless it is told, time and again, to wait.
 

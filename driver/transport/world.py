@@ -9,13 +9,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from driver.errors import UsageError
-from driver.guard import Guard, launched_as_rank, ranks_beside
+from driver.guard import Guard, is_alive, launched_as_rank, ranks_beside
 from driver.transport.mailbox import Mailbox
 
 EXIT_INTERRUPTED = 75
@@ -24,6 +25,9 @@ EXIT_CRASHED = 70
 
 START_MARGIN_S = 8.0
 """Besides the patience, for ranks to come together: processes do not all start at the same time."""
+
+LOOK_S = 2.0
+"""Between two looks at the other ranks of this machine while they come together."""
 
 LEAVE_S = 10.0
 """How long a rank may take to leave: MPI_Finalize waits for ever for a rank that has been lost unnoticed."""
@@ -274,15 +278,28 @@ def _initialized() -> Any:
 
 
 def _exit_alone_unless(together: threading.Event, seconds: float) -> None:
-    """End this process and those beside it: one that was stopped early has no guard, and nobody else to end it."""
-    if together.wait(seconds):
-        return
-    text = f"latdyn: the ranks did not come together in {seconds:.0f} s: one is missing, or stopped"
-    print(f"{text}; run the same command again", file=sys.stderr, flush=True)
-    for process in ranks_beside():
-        with contextlib.suppress(OSError):
-            os.kill(process, signal.SIGKILL)
-    os._exit(EXIT_INTERRUPTED)
+    """End this process and those beside it if the ranks do not come together in time, or one of them has died.
+
+    MPI libraries wait for it for ever. One that was stopped early has no guard, and nobody else to end it.
+    """
+    began, beside, missing = time.monotonic(), set(ranks_beside()), 0
+    names = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+    started = next((int(os.environ[name]) for name in names if name in os.environ), 0)
+    while not together.wait(LOOK_S):
+        waited_s = time.monotonic() - began
+        beside |= set(ranks_beside())
+        alive = sum(map(is_alive, beside))
+        # Seen twice: a rank that came through may have ended while this one was held up.
+        died = missing and max(len(beside), started - 1) - alive
+        missing = max(len(beside), started - 1) - alive
+        if waited_s > seconds or died:
+            why = "one has died" if died else "one is missing, or stopped"
+            text = f"latdyn: the ranks did not come together in {waited_s:.0f} s: {why}; run the same command again"
+            print(text, file=sys.stderr, flush=True)
+            for process in ranks_beside():
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+            os._exit(EXIT_INTERRUPTED)
 
 
 def abort_on_error(world: World) -> None:

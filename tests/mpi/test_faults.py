@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -233,9 +234,10 @@ def test_any_rank_killed_again_and_again(tmp_path):
         process = launch(archive, "--materials", "6", "--seconds", "0.05")
         pids = read_pids(process, 4)
         before = done(archive)
-        time.sleep(rng.uniform(0.1, 1.0))
-        os.kill(pids[rng.choice((0, 0, 1, 2, 3))], signal.SIGKILL)
-        kills += 1
+        time.sleep(rng.uniform(0.3, 3.5))  # in the start, in mid-campaign, at the end
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[rng.choice((0, 0, 1, 2, 3))], signal.SIGKILL)
+            kills += 1
         code, output = finish(process)
         assert before <= done(archive) and verify(archive) == [], output
         if code == 0:
