@@ -84,6 +84,10 @@ class Soak:
     def disturb(self, process: subprocess.Popen[bytes], rng: random.Random) -> None:
         """Send signals to one or two ranks, let the others go on for a while, then to all."""
         pids = self.wait_for_ranks(process)
+        if rng.random() < 0.8:  # else while they start
+            before, deadline = len(committed(self.archive)), time.monotonic() + 120.0
+            while len(committed(self.archive)) == before and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
         slow = 8.0 if self.real else 1.0
         for rank in rng.sample(sorted(pids), k=min(len(pids), rng.randint(1, 2))):
             time.sleep(rng.uniform(0.0, 0.8 * slow))
