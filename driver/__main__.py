@@ -12,6 +12,7 @@ from driver import __version__
 from driver.archive.records import ArchiveError
 from driver.errors import LatdynError
 from driver.guard import Guard, launched_as_rank
+from driver.interrupts import Interrupts
 from driver.library_warnings import silence_library_warnings
 from driver.patience import patience_in
 
@@ -132,10 +133,12 @@ def _explanation() -> str:
 
 def _run(options: argparse.Namespace) -> int:
     # Before anything that takes time: a rank that is stopped while it loads must not hold the others up.
-    guard = Guard(patience_in(options.overrides)) if launched_as_rank() else None
-    from driver.run import run
+    # Signals too: launchers send them to ranks that have only begun, and a rank that dies of one looks like a success.
+    with Interrupts() as early:
+        guard = Guard(patience_in(options.overrides)) if launched_as_rank() else None
+        from driver.run import run
 
-    return run(options.overrides, options.config_dir, debug=options.debug, guard=guard)
+        return run(options.overrides, options.config_dir, debug=options.debug, guard=guard, early=early)
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -23,11 +23,15 @@ class Blame:
         self._failed: dict[int, set[TaskKey]] = defaultdict(set)
         self._convicting: dict[int, int] = defaultdict(int)
         self._accused_of: dict[TaskKey, set[int]] = defaultdict(set)
+        self._at_fault: set[TaskKey] = set()
 
     def failed(self, worker: int, key: TaskKey) -> None:
         """A task has failed on a worker, and may be tried again."""
+        if key in self._at_fault:
+            return
         others = self._accused_of[key] - {worker}
         if others:  # here too: the task's fault
+            self._at_fault.add(key)
             for other in (*others, worker):
                 self._settle(other, key)
         else:
@@ -49,11 +53,19 @@ class Blame:
             self._settle(worker, key)
         self._convicting.pop(worker, None)
 
-    def suspects(self, workers: Iterable[int]) -> set[int]:
-        """Workers that should get nothing more until their failures are settled; none if all of them should not."""
+    def suspects(self, workers: Iterable[int], *, more_to_come: bool = False) -> set[int]:
+        """Workers that should get nothing more until their failures are settled; none if all of them should not.
+
+        Parameters
+        ----------
+        workers : iterable of int
+            Those that are there.
+        more_to_come : bool
+            Others will be, so that all of those that are there may be held back.
+        """
         workers = tuple(workers)
         found = {w for w in workers if len(self._failed.get(w, ())) + self._convicting.get(w, 0) >= SUSPICIOUS}
-        return found if len(found) < len(workers) else set()
+        return found if more_to_come or len(found) < len(workers) else set()
 
     def convicted(self, worker: int) -> int:
         """How many tasks failed on a worker and then succeeded on others, if that many make it guilty; else 0."""

@@ -58,6 +58,21 @@ def ranks_beside() -> list[int]:
     return found
 
 
+def start_of(process: int) -> str:
+    """When a process of this machine was started, in ticks since boot; "" where that cannot be told."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def running_system() -> str:
+    """What tells this running system, and this set of process numbers in it, from others."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+    return ""
+
+
 def is_alive(process: int) -> bool:
     """Whether a process of this machine is there, stopped or not, and no zombie."""
     try:

@@ -13,6 +13,7 @@ from driver.batch_size import NOTHING
 from driver.blame import Blame
 from driver.campaign import inputs_of
 from driver.errors import InterruptedRunError, UsageError
+from driver.group_commit import GroupCommit
 from driver.interrupts import Interrupts
 from driver.liveness import Liveness
 from driver.messages import (
@@ -21,6 +22,7 @@ from driver.messages import (
     Hello,
     LeaseEnd,
     LeaseFailure,
+    Leaving,
     Notice,
     Outcome,
     Refusal,
@@ -40,9 +42,6 @@ END_MARGIN_S = 10.0
 
 DRAIN_MARGIN_S = 5.0
 """Besides the grace, for what runs to notice that it is over; then the run ends without it."""
-
-COMMIT_PAUSE = 4.0
-"""Between two commits, in durations of a small one, unless a result has waited too long or a worker has no work."""
 
 BURST = 256
 """Messages taken before anything else is looked at."""
@@ -105,10 +104,7 @@ class Master:
         self._noticed: set[str] = set()
         self._expected = set(transport.workers)
         self._refusals: dict[int, str] = {}
-        self._waiting: list[Attempt] = []
-        self._waiting_since = 0.0
-        self._committed_at = 0.0
-        self._commit_cost_s = 0.01  # of a commit however small: rises slowly to the least that any takes
+        self._commits = GroupCommit(settings.commit_every_s)
         self._next_look = self._next_update = 0.0
         self._gpus_are_there = False
         self._drained_at: float | None = None
@@ -150,7 +146,7 @@ class Master:
             if time.monotonic() > deadline and not self._scheduler.idle:
                 log.warning("what still runs after the grace is left")
                 return True
-        if self._waiting or not self._scheduler.idle:
+        if self._commits.waiting or not self._scheduler.idle:
             return False
         return self._scheduler.counts.left == 0 or self._interrupts.requested
 
@@ -173,8 +169,10 @@ class Master:
                 "lease %d: %d %s tasks of %s to rank %d", lease.id, len(inputs), lease.stage, lease.model, lease.worker
             )
             self._transport.send(lease.worker, Work(lease.id, size, lease.model, lease.stage, inputs))
+        if self._held and self._scheduler.idle and not self._commits.waiting:
+            self._release_all()  # nobody else is at work whose results could settle whose fault it was
         nothing_fits = self._scheduler.idle and self._scheduler.workers and self._scheduler.counts.left
-        if nothing_fits and not self._waiting and self._end_s is not None:
+        if nothing_fits and not self._commits.waiting and self._end_s is not None:
             self._interrupts.request("wall time")
 
     def _expected_s(self, worker: int, key: TaskKey) -> float:
@@ -184,9 +182,7 @@ class Master:
 
     def _take_messages(self) -> None:
         """Wait for a message, then take those that have come meanwhile."""
-        wait_s = self._settings.commit_every_s / 2
-        if self._waiting:
-            wait_s = min(wait_s, max(0.0, self._committed_at + COMMIT_PAUSE * self._commit_cost_s - time.monotonic()))
+        wait_s = self._commits.wait_s(time.monotonic())
         for taken in range(BURST):
             if taken and not self._transport.ready():
                 return
@@ -208,6 +204,8 @@ class Master:
             self._welcome(worker, message)
         elif isinstance(message, Refusal):
             self._drop(worker, message.message, message.host, message.device)
+        elif isinstance(message, Leaving):
+            self._let_go(worker, message.reason)
         elif isinstance(message, Gone):
             self._lose(worker, message.reason)
         elif isinstance(message, Notice) and message.text not in self._noticed:  # every rank may say it
@@ -238,6 +236,7 @@ class Master:
     def _welcome(self, worker: int, hello: Hello) -> None:
         self._hellos[worker] = hello
         self._scheduler.add_worker(worker, hello.capacity)
+        self._scheduler.workers_to_come = len(self._expected - self._hellos.keys())
         log.info("rank %d on %s uses %s", worker, hello.host, hello.device)
         if self._settings.device == "auto" and hello.device != "cpu":
             self._gpus_are_there = True
@@ -256,10 +255,15 @@ class Master:
         host, device = self._note_loss(worker, reason, host, device)
         log.error("rank %d on %s is not used: %s", worker, host, reason)
         self._refusals[worker] = reason
-        if worker in self._scheduler.workers:
-            self._scheduler.remove_worker(worker)
         if len(self._refusals) == len(self._transport.workers):
             raise UsageError(f"rank {worker}: {reason}")
+        self._go_on_without(worker)
+
+    def _let_go(self, worker: int, reason: str) -> None:
+        """Go on without a worker that a signal has asked to end; where all ranks have been asked, that is no news."""
+        if not self._interrupts.requested:
+            host, _ = self._note_loss(worker, reason)
+            log.warning("rank %d on %s takes no more work: %s", worker, host, reason)
         self._go_on_without(worker)
 
     def _lose(self, worker: int, reason: str) -> None:
@@ -302,9 +306,13 @@ class Master:
 
     def _go_on_without(self, worker: int) -> None:
         self._expected.discard(worker)
+        if worker in self._scheduler.workers:
+            self._scheduler.remove_worker(worker)
+        self._scheduler.workers_to_come = len(self._expected - self._hellos.keys())
         self._liveness.forget(worker)
         self._blame.forget(worker)
         self._held.discard(worker)
+        self._judge_workers()
         if not self._expected:
             self._interrupts.request("no worker left")
 
@@ -320,34 +328,25 @@ class Master:
         for silence in self._liveness.silent(running, now):
             self._lose(silence.worker, str(silence))
 
-    # -- commits ------------------------------------------------------------------------------------------------------
-
     def _wait_for_commit(self, attempt: Attempt) -> None:
-        if not self._waiting:
-            self._waiting_since = time.monotonic()
-        self._waiting.append(attempt)
+        self._commits.add(attempt, time.monotonic())
 
     def _commit_is_due(self) -> bool:
-        if not self._waiting:
-            return False
         now = time.monotonic()
-        if now - self._waiting_since >= self._settings.commit_every_s:
+        if self._commits.overdue(now):
             return True
-        if self._transport.ready():
+        if not self._commits.waiting or self._transport.ready():
             return False
-        rested = now - self._committed_at >= COMMIT_PAUSE * self._commit_cost_s
-        return rested or self._scheduler.hungry  # what has come may be what others wait for
+        return self._commits.rested(now) or self._scheduler.hungry  # what has come may be what others wait for
 
     def _commit(self) -> None:
         """Make what has come durable; only then does the scheduler learn of it."""
-        if not self._waiting:
+        if not self._commits.waiting:
             return
         began = time.monotonic()
-        decided = [self._decide(attempt) for attempt in self._waiting]
+        decided = [self._decide(attempt) for attempt in self._commits.waiting]
         self._writer.commit(decided)
-        self._committed_at = time.monotonic()
-        self._commit_cost_s = min(1.1 * self._commit_cost_s, self._committed_at - began)
-        self._waiting = []
+        self._commits.committed(began, time.monotonic())
         for attempt in decided:
             self._conclude(attempt)
         if self._held or any(isinstance(attempt.outcome, TaskFailure) for attempt in decided):
@@ -365,7 +364,7 @@ class Master:
         if isinstance(attempt.outcome, TaskFailure):
             self._scheduler.fail(attempt.key, permanent=attempt.outcome.permanent, worker=attempt.rank)
             self._progress.failure(attempt.key, attempt.outcome.message, quarantined=attempt.quarantined)
-            if not attempt.outcome.permanent and attempt.rank in self._scheduler.workers:
+            if not (attempt.outcome.permanent or attempt.quarantined) and attempt.rank in self._scheduler.workers:
                 self._blame.failed(attempt.rank, attempt.key)
         else:
             self._scheduler.finish(attempt.key)
@@ -378,12 +377,16 @@ class Master:
                 self._drop(
                     worker, f"{count} tasks in a row failed on it and succeeded on others: its device is at fault"
                 )
-        suspects = self._blame.suspects(self._scheduler.workers)
+        suspects = self._blame.suspects(self._scheduler.workers, more_to_come=self._scheduler.workers_to_come > 0)
         for worker in (suspects ^ self._held) & self._scheduler.workers:
             self._scheduler.hold(worker, held=worker in suspects)
         self._held = suspects
 
-    # -- now and then -------------------------------------------------------------------------------------------------
+    def _release_all(self) -> None:
+        for worker in self._held & self._scheduler.workers:
+            self._scheduler.hold(worker, held=False)
+            self._blame.forget(worker)
+        self._held = set()
 
     def _look_around(self) -> None:
         now = time.monotonic()

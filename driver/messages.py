@@ -39,6 +39,13 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """Worker -> master: a signal of its own has asked it to end, and it takes no more work."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Notice:
     """Worker -> master: something that the user should know."""
 
@@ -129,4 +136,4 @@ class Gone:
 
 
 ToWorker = Begin | Work | Drain | Stop | Leave
-ToMaster = Hello | Refusal | Notice | Outcome | LeaseEnd | LeaseFailure | Bye | Beat | Gone
+ToMaster = Hello | Refusal | Leaving | Notice | Outcome | LeaseEnd | LeaseFailure | Bye | Beat | Gone

@@ -74,7 +74,12 @@ class Launch:
 
 
 def run(
-    overrides: Sequence[str], config_dir: Path | None = None, *, debug: bool = False, guard: Guard | None = None
+    overrides: Sequence[str],
+    config_dir: Path | None = None,
+    *,
+    debug: bool = False,
+    guard: Guard | None = None,
+    early: Interrupts | None = None,
 ) -> int:
     """Run or resume a campaign.
 
@@ -88,6 +93,8 @@ def run(
         Log every lease; let errors out with their traceback.
     guard : Guard, optional
         Of this process, if it has one already.
+    early : Interrupts, optional
+        Signals that have come already.
 
     Returns
     -------
@@ -100,11 +107,14 @@ def run(
     LatdynError, ArchiveError
         On rank 0, once the other ranks have been told to end.
     """
-    with Interrupts() as early:  # a signal must not kill a rank that is still starting
+    with Interrupts(earlier=early) as early:  # a signal must not kill a rank that is still starting
         world = connect(patience_in(overrides), guard)
         abort_on_error(world)
         if world.alone:
-            return _run_alone(world, overrides, config_dir, early, debug=debug)
+            try:
+                return _run_alone(world, overrides, config_dir, early, debug=debug)
+            finally:
+                world.end(EXIT_DONE)
         try:
             code = _follow(world, early) if world.rank else _lead_others(world, overrides, config_dir, early, debug)
         except (LatdynError, ArchiveError) as error:
@@ -222,7 +232,7 @@ def _open(campaign: Campaign) -> ArchiveWriter:
         raise UsageError(
             f"cannot make {settings.folder} ({error.strerror}); set runs= to a folder you may write"
         ) from error
-    _refuse_foreign_configuration(campaign)
+    _refuse_foreign_files(campaign)
     header = Header(
         campaign=settings.name,
         seed=settings.seed,
@@ -250,10 +260,18 @@ def _open(campaign: Campaign) -> ArchiveWriter:
     return writer
 
 
-def _refuse_foreign_configuration(campaign: Campaign) -> None:
-    """Leave a configuration alone that no run of this campaign has written: `runs` and `name` may lead anywhere."""
-    settings = campaign.configuration.settings
+def _refuse_foreign_files(campaign: Campaign) -> None:
+    """Leave alone what no run of this campaign has written: `runs` and `name` may lead anywhere."""
+    settings, archive = campaign.configuration.settings, campaign.archive
     path = settings.folder / "config.yaml"
+    for file in (archive, path, settings.folder / "driver.log"):
+        if os.path.lexists(file) and not file.is_file():
+            raise UsageError(f"{file} is no regular file: set another name= or runs=")
+    left = [Path(f"{archive}{ending}") for ending in (".journal", ".new")]
+    if not archive.exists() and left[0].exists():
+        raise UsageError(f"{left[0]} belongs to an archive that is not here: move it there, or set another name=")
+    if left[1].is_symlink():
+        raise UsageError(f"{left[1]} is a link: remove it, or set another name=")
     if path.exists() and not campaign.archive.exists() and not is_configuration_of(path, settings.name):
         raise UsageError(f"{path} is not of a campaign {settings.name!r}: set another name= or runs=")
 

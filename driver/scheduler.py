@@ -68,6 +68,8 @@ class Scheduler:
         self._max_attempts = max_attempts
         self._leases_in_flight = leases_in_flight
         self._workers_expected = workers_expected
+        self.workers_to_come = workers_expected
+        """Workers that are expected and not there yet: what fails may still be tried by one of them."""
         self._attempts = {key: state.attempts for key, state in states.items()}
         self._deaths: dict[TaskKey, int] = {}
         self._done = {key for key, state in states.items() if state.status == "done" and key in self._specs}
@@ -107,6 +109,7 @@ class Scheduler:
     def add_worker(self, worker: int, capacity: BatchSize) -> None:
         """A worker is there; `capacity` is what it takes in a batch of a model before it has measured any of it."""
         self._workers[worker] = _Worker(capacity)
+        self.workers_to_come = max(0, self.workers_to_come - 1)
         self._queues.put(worker, 0)
 
     def lose_worker(self, worker: int) -> tuple[TaskKey, ...]:
@@ -201,7 +204,7 @@ class Scheduler:
         if self.next_attempt(key) + self._deaths.get(key, 0) < self._max_attempts:
             return False
         others = worker is None or bool(self._failed_on.get(key, set()) - {worker}) or key in self._deaths
-        return others or len(self._workers.keys() - {worker}) == 0
+        return others or (len(self._workers.keys() - {worker}) == 0 and not self.workers_to_come)
 
     def next_attempt(self, key: TaskKey) -> int:
         """Number that the next (or running) attempt at a task has."""
@@ -292,7 +295,7 @@ class Scheduler:
         failed_on = self._failed_on.get(tasks[0])
         if len(tasks) > 1 or not failed_on or worker not in failed_on:
             return True
-        return self._workers.keys() <= failed_on
+        return self._workers.keys() <= failed_on and not self.workers_to_come
 
     def _hand_out(self, worker: int, tasks: tuple[TaskKey, ...]) -> Lease:
         lease = Lease(next(self._ids), worker, tasks[0].model, tasks[0].stage, tasks)

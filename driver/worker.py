@@ -18,6 +18,7 @@ from driver.messages import (
     Hello,
     LeaseEnd,
     LeaseFailure,
+    Leaving,
     Notice,
     Outcome,
     Refusal,
@@ -137,11 +138,13 @@ class Worker:
         try:
             yield from map(Notice, self._runner.check(self._models.values(), self._must_stop))
         except InterruptedRunError:
+            yield self._leaving()
             return
         except Exception as error:
             yield self._refusal(_described(error))
             return
         if self._must_stop():
+            yield self._leaving()
             return
         yield Hello(self._identity.host, os.getpid(), self._identity.device, BatchSize(self._identity.capacity_atoms))
 
@@ -155,11 +158,14 @@ class Worker:
     def _refusal(self, reason: str) -> Refusal:
         return Refusal(reason, self._identity.host, self._identity.device)
 
+    def _leaving(self) -> Leaving:
+        return Leaving(f"asked to end ({self._interrupts.name or 'by the master'})")
+
     def _run(self, work: Work) -> Iterator[ToMaster]:
         started = time.perf_counter()
         self._look_for_drain()
         if self._deadline is not None:
-            yield LeaseEnd(work.lease_id, self._sizers[work.model].capacity)
+            yield self._leaving()  # or the master would hand the same tasks out here again, and again
             return
         total_atoms = sum(len(i.structure) for i in work.inputs)
         shares = {i.key: len(i.structure) / total_atoms for i in work.inputs}
@@ -212,14 +218,13 @@ class Worker:
 
     def _look_for_drain(self) -> None:
         waiting = self._pending()  # asked each time: it shows the others that this worker gets on
-        if self._deadline is None:
-            for message in waiting:
-                if isinstance(message, Drain):
-                    self._drain(message.grace_s)
-                elif isinstance(message, Stop):  # the master has ended without waiting for what runs here
-                    self._drain(0.0)
-            if self._interrupts.requested:
-                self._drain(self._grace_s)
+        for message in waiting:
+            if isinstance(message, Drain):
+                self._drain(message.grace_s)
+            elif isinstance(message, Stop):  # the master has ended without waiting for what runs here
+                self._drain(0.0)
+        if self._interrupts.requested and self._deadline is None:
+            self._drain(self._grace_s)
 
     def _must_stop(self) -> bool:
         """Whether to leave what runs: the grace after a request to drain is over."""

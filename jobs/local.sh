@@ -56,9 +56,9 @@ launch=("$bin/mpirun" --with-ft ulfm --bind-to none --oversubscribe -n $((1 + wo
 # have begun. In a session of its own it does not see the terminal's Ctrl-C.
 setsid "${launch[@]}" "$bin/python" -m driver run "$@" &
 mpirun=$!
-interrupted=
+interrupted= asked=
 drain() { # REASON
-    interrupted=1
+    interrupted=1 asked=1
     echo "latdyn: $1: finishing what has begun; once more to leave that too" >&2
     kill -USR1 $mpirun 2>/dev/null
 }
@@ -72,6 +72,10 @@ while :; do
     [ -z "$interrupted" ] && break # else a signal ended the wait, not the run
 done
 trap - INT TERM USR1
+# Ranks that a signal ends while they start look like a success to a fault-tolerant mpirun.
+if [ -n "$asked" ] && [ "$code" -le 1 ] && ! tail -n 3 "$(dirname "$archive")/driver.log" 2>/dev/null | grep -q ": finished in"; then
+    exit 75
+fi
 [ "$code" -gt 1 ] && exit "$code"
 
 report=$(dirname "$archive")/report

@@ -110,7 +110,7 @@ def _minimize(atoms: Atoms, settings: RelaxSettings, stop: Callable[[], bool]) -
         what = "force or virial per atom" if with_cell else "force"
         raise TaskError(
             f"not relaxed after {settings.max_steps} steps: the largest {what} is {residual:.2e} eV/A, wanted "
-            f"{settings.fmax_eV_A:.0e} (raise relax.max_steps or relax.fmax_eV_A)"
+            f"{settings.fmax_eV_A:.0e} (set another name= and a larger relax.max_steps or relax.fmax_eV_A)"
         )
     return int(optimizer.nsteps)
 

@@ -24,7 +24,11 @@ from driver.messages import Beat, Gone
 GUARD_MARGIN_S = 4.0
 """The guard waits longer than the peers, who know better what to do about a lost rank."""
 
+START_S = 5.0
+"""Besides a new patience, for the peers to learn of it."""
+
 _MESSAGE, _BEAT = 1, 2
+_BEAT_BYTES = 8
 _ALIGNMENT = 16
 """Arrays in a message begin at multiples of so many bytes, as numpy and torch like them."""
 _BURST = 256
@@ -87,7 +91,7 @@ class Mailbox:
         self._inbox: deque[tuple[int, Any]] = deque()
         self._outbox: deque[tuple[int, bytearray]] = deque()
         self._wake = threading.Event()
-        self._arriving: dict[int, deque[_Arriving]] = defaultdict(deque)
+        self._arriving: dict[tuple[int, int], deque[_Arriving]] = defaultdict(deque)
         self._under_way: list[_Leaving] = []
         self._failure: BaseException | None = None
         self._ending = False
@@ -154,6 +158,14 @@ class Mailbox:
             time.sleep(0.001)
         return True
 
+    def set_patience(self, patience_s: float) -> None:
+        """Change the patience: all peers are heard of now, and hear at once."""
+        with self._changed:
+            self.patience_s = patience_s
+            self._peers = dict.fromkeys(self._peers, self._now_s + START_S)
+            self._next_beat_s = 0.0
+        self._wake.set()
+
     def advance(self) -> None:
         """The main thread is getting on with its work; goes out with the next sign of life."""
         self._progress += 1
@@ -212,15 +224,15 @@ class Mailbox:
             # Messages of a sender match receives in their order, so this is the one that was found.
             with self._noticing_deaths():
                 request = self._comm.Irecv([buffer, MPI.BYTE], source=sender, tag=tag)
-                self._arriving[sender].append(_Arriving(request, tag, buffer))
+                self._arriving[sender, tag].append(_Arriving(request, tag, buffer))
             found += 1
-        for sender in tuple(self._arriving):
-            self._take_arrived(sender)
+        for sender, tag in tuple(self._arriving):
+            self._take_arrived(sender, tag)
         return found > 0
 
-    def _take_arrived(self, sender: int) -> None:
-        """Take what has come through from a sender, in order."""
-        queue = self._arriving[sender]
+    def _take_arrived(self, sender: int, tag: int) -> None:
+        """Take what has come through from a sender, in order; signs of life overtake a large message."""
+        queue = self._arriving[sender, tag]
         while queue:
             arrived = None
             with self._noticing_deaths():
@@ -231,7 +243,7 @@ class Mailbox:
                 return
             else:
                 self._deliver(sender, queue.popleft())
-        del self._arriving[sender]
+        del self._arriving[sender, tag]
 
     def _deliver(self, sender: int, arrived: _Arriving) -> None:
         if sender in self._peers:
@@ -282,14 +294,14 @@ class Mailbox:
         return gone is None or bool(gone)
 
     def _beat(self) -> None:
-        """Give a sign of life: to the guard, and to every peer to which nothing else waits to go out."""
+        """Give a sign of life: to the guard, and to every peer that takes any."""
         self._next_beat_s = self._now_s + self.patience_s / 5
         self._guard.wait(self.patience_s + GUARD_MARGIN_S)
         progress = self._progress
-        stuck = {item.receiver for item in self._under_way}
+        stuck = {item.receiver for item in self._under_way if len(item.buffer) == _BEAT_BYTES}
         for peer in tuple(self._peers):
             if peer not in stuck:
-                self._post(peer, bytearray(struct.pack("q", progress)), _BEAT)
+                self._post(peer, bytearray(struct.pack("q", progress)), _BEAT)  # _BEAT_BYTES
 
     def _look_for_silence(self) -> None:
         self._next_look_s = self._now_s + min(1.0, self.patience_s / 5)

@@ -77,7 +77,7 @@ class MPIMaster:
 
     def begin(self, launch: Any, patience_s: float) -> None:
         """Tell all workers what there is to know."""
-        self._mailbox.patience_s = patience_s
+        self._mailbox.set_patience(patience_s)
         for worker in self.workers:
             self.send(worker, Begin(launch))
 
@@ -154,7 +154,7 @@ class MPIWorker:
 
     def set_patience(self, patience_s: float) -> None:
         """Say how long the master may give no sign of life."""
-        self._mailbox.patience_s = patience_s
+        self._mailbox.set_patience(patience_s)
 
     def pending(self) -> Sequence[ToWorker]:
         """Messages that have come and not been dealt with; asked between time steps, which shows progress."""

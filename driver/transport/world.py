@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from driver.errors import UsageError
-from driver.guard import Guard, is_alive, launched_as_rank, ranks_beside
-from driver.transport.mailbox import Mailbox
+from driver.guard import Guard, is_alive, launched_as_rank, ranks_beside, running_system, start_of
+from driver.transport.mailbox import GUARD_MARGIN_S, Mailbox
 
 EXIT_INTERRUPTED = 75
 EXIT_CRASHED = 70
@@ -30,7 +30,7 @@ LOOK_S = 2.0
 """Between two looks at the other ranks of this machine while they come together."""
 
 LEAVE_S = 10.0
-"""How long a rank may take to leave: MPI_Finalize waits for ever for a rank that has been lost unnoticed."""
+"""How long a rank may take to leave at least; MPI_Finalize would wait for ever for one that has been lost unnoticed."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,22 @@ class _Process:
     cores : tuple of int
         That it may run on; () where the system does not say.
     pid : int
+    started, system : str
+        What tells this process from a later one of its number, and this running system (or container) from others.
     """
 
     host: str
     node: str
     cores: tuple[int, ...]
     pid: int
+    started: str
+    system: str
 
     @classmethod
     def present(cls) -> _Process:
         cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
-        return cls(socket.gethostname(), os.environ.get("SLURMD_NODENAME", ""), cores, os.getpid())
+        node = os.environ.get("SLURMD_NODENAME", "")
+        return cls(socket.gethostname(), node, cores, os.getpid(), start_of(os.getpid()), running_system())
 
 
 class World:
@@ -140,8 +145,8 @@ class World:
 
     def kill_if_here(self, rank: int) -> None:
         """End the process of a lost rank by SIGKILL, if it is on this machine; elsewhere its guard does that."""
-        process = self._processes[rank]
-        if process.host == self.host:
+        process, own = self._processes[rank], self._processes[self.rank]
+        if rank != self.rank and process.system == own.system and start_of(process.pid) == process.started:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process.pid, signal.SIGKILL)
 
@@ -177,21 +182,25 @@ class World:
         from mpi4py import MPI
 
         finalized = threading.Event()
-        threading.Thread(target=_exit_unless, args=(finalized, code), daemon=True).start()
-        MPI.Finalize()
+        limit_s = LEAVE_S if self.alone else max(LEAVE_S, self.mailbox.patience_s)
+        threading.Thread(target=_exit_unless, args=(finalized, code, limit_s), daemon=True).start()
+        # MPI's own function, which leaves the other threads running, the one that waits for this among them.
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(MPI.__file__).MPI_Finalize()
+        if not MPI.Is_finalized():
+            MPI.Finalize()
         finalized.set()
 
     def _last_words(self) -> None:
         """Whatever happens from here on, this process ends soon: if it is stopped now, its guard ends it."""
         sys.stderr.flush()
-        if self._guard is not None:
-            if not self.alone:
-                self.mailbox.stop()
-            self._guard.wait(LEAVE_S + 2.0)
+        if self._guard is not None and not self.alone:
+            self.mailbox.stop()
+            self._guard.wait(max(LEAVE_S, self.mailbox.patience_s) + GUARD_MARGIN_S)
 
     def _abort(self, code: int) -> None:
         """End all ranks."""
-        threading.Thread(target=_exit_unless, args=(threading.Event(), code), daemon=True).start()
+        threading.Thread(target=_exit_unless, args=(threading.Event(), code, LEAVE_S), daemon=True).start()
         self._comm.Abort(code)
         os._exit(code)
 
@@ -201,8 +210,8 @@ class World:
             self._comm.Abort(EXIT_CRASHED)
 
 
-def _exit_unless(done: threading.Event, code: int) -> None:
-    if not done.wait(LEAVE_S):
+def _exit_unless(done: threading.Event, code: int, seconds: float) -> None:
+    if not done.wait(seconds):
         os._exit(code)
 
 

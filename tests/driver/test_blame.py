@@ -67,3 +67,19 @@ def test_a_worker_that_is_gone_is_forgotten():
     for key in KEYS:
         blame.succeeded(2, key)
     assert not blame.convicted(1)
+
+
+def test_a_third_failure_of_a_task_at_fault_accuses_nobody():
+    blame = Blame()
+    for key in KEYS[:SUSPICIOUS]:
+        for worker in (2, 3, 1):
+            blame.failed(worker, key)
+    assert blame.suspects([1, 2, 3, 4]) == set()
+
+
+def test_a_sole_worker_is_held_back_while_others_are_still_to_come():
+    blame = Blame()
+    for key in KEYS[:SUSPICIOUS]:
+        blame.failed(1, key)
+    assert blame.suspects([1]) == set()
+    assert blame.suspects([1], more_to_come=True) == {1}

@@ -372,3 +372,28 @@ def test_a_worker_that_is_held_gets_nothing_until_it_is_released():
     assert {lease.worker for lease in scheduler.assign()} == {2}
     scheduler.hold(1, held=False)
     assert {lease.worker for lease in scheduler.assign()} == {1}
+
+
+def test_a_task_waits_for_workers_that_are_still_to_come_before_it_is_given_up():
+    specs = [TaskSpec(TaskKey("A", "m", "relax"), BatchSize(1), 1.0)]
+    scheduler = Scheduler(specs, max_attempts=1, workers_expected=2)
+    scheduler.add_worker(1, BatchSize(1))
+    (lease,) = scheduler.assign()
+    assert scheduler.fail(specs[0].key, worker=1) is False
+    scheduler.end_lease(lease.id)
+    assert scheduler.assign() == []
+    scheduler.add_worker(2, BatchSize(1))
+    (lease,) = scheduler.assign()
+    assert lease.worker == 2
+
+
+def test_a_task_waits_no_longer_once_nobody_is_to_come():
+    specs = [TaskSpec(TaskKey("A", "m", "relax"), BatchSize(1), 1.0)]
+    scheduler = Scheduler(specs, max_attempts=2, workers_expected=2)
+    scheduler.add_worker(1, BatchSize(1))
+    (lease,) = scheduler.assign()
+    scheduler.fail(specs[0].key, worker=1)
+    scheduler.end_lease(lease.id)
+    scheduler.workers_to_come = 0
+    (lease,) = scheduler.assign()
+    assert scheduler.fail(specs[0].key, worker=1) is True
