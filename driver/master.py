@@ -236,7 +236,7 @@ class Master:
     def _welcome(self, worker: int, hello: Hello) -> None:
         self._hellos[worker] = hello
         self._scheduler.add_worker(worker, hello.capacity)
-        self._scheduler.workers_to_come = len(self._expected - self._hellos.keys())
+        self._scheduler.expect(len(self._expected - self._hellos.keys()))
         log.info("rank %d on %s uses %s", worker, hello.host, hello.device)
         if self._settings.device == "auto" and hello.device != "cpu":
             self._gpus_are_there = True
@@ -308,7 +308,7 @@ class Master:
         self._expected.discard(worker)
         if worker in self._scheduler.workers:
             self._scheduler.remove_worker(worker)
-        self._scheduler.workers_to_come = len(self._expected - self._hellos.keys())
+        self._scheduler.expect(len(self._expected - self._hellos.keys()))
         self._liveness.forget(worker)
         self._blame.forget(worker)
         self._held.discard(worker)

@@ -69,7 +69,6 @@ class Scheduler:
         self._leases_in_flight = leases_in_flight
         self._workers_expected = workers_expected
         self.workers_to_come = workers_expected
-        """Workers that are expected and not there yet: what fails may still be tried by one of them."""
         self._attempts = {key: state.attempts for key, state in states.items()}
         self._deaths: dict[TaskKey, int] = {}
         self._done = {key for key, state in states.items() if state.status == "done" and key in self._specs}
@@ -109,8 +108,13 @@ class Scheduler:
     def add_worker(self, worker: int, capacity: BatchSize) -> None:
         """A worker is there; `capacity` is what it takes in a batch of a model before it has measured any of it."""
         self._workers[worker] = _Worker(capacity)
-        self.workers_to_come = max(0, self.workers_to_come - 1)
+        self.expect(self.workers_to_come - 1)
         self._queues.put(worker, 0)
+
+    def expect(self, workers: int) -> None:
+        """So many workers are still to come, one of which may try again what has failed on those that are there."""
+        self.workers_to_come = max(0, workers)
+        self._queues.unpark_all()
 
     def lose_worker(self, worker: int) -> tuple[TaskKey, ...]:
         """A worker is gone: its unfinished tasks go back in the queue.

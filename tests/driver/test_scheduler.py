@@ -394,6 +394,7 @@ def test_a_task_waits_no_longer_once_nobody_is_to_come():
     (lease,) = scheduler.assign()
     scheduler.fail(specs[0].key, worker=1)
     scheduler.end_lease(lease.id)
-    scheduler.workers_to_come = 0
+    assert scheduler.assign() == []
+    scheduler.expect(0)
     (lease,) = scheduler.assign()
     assert scheduler.fail(specs[0].key, worker=1) is True
