@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from driver.archive.paths import user_path
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -106,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     metrics = _command(commands, "metrics", _metrics, "one row of metrics for each material and model")
-    metrics.add_argument("-o", "--output", type=Path, metavar="FILE", help="CSV file to write")
+    metrics.add_argument("-o", "--output", type=user_path, metavar="FILE", help="CSV file to write")
     _reduction_options(metrics)
 
     comparison = _command(commands, "compare", _compare, "sigma against a reference at the same temperature")
@@ -127,11 +129,11 @@ def _parser() -> argparse.ArgumentParser:
     comparison.add_argument(
         "--reference-temperature", type=float, metavar="K", help="of a column that is called sigma alone"
     )
-    comparison.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    comparison.add_argument("-o", "--output", type=user_path, required=True, metavar="DIR", help="folder to write")
     _reduction_options(comparison)
 
     report = _command(commands, "report", _report, "a self-contained HTML page with tables and figures")
-    report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    report.add_argument("-o", "--output", type=user_path, required=True, metavar="DIR", help="folder to write")
     _reduction_options(report)
 
     exported = _command(commands, "export", _export, "what other tools open, as single files")
@@ -140,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     exported.add_argument(
         "--to", required=True, choices=FORMATS, help="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
     )
-    exported.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help="file or folder to write")
+    exported.add_argument("-o", "--output", type=user_path, required=True, metavar="PATH", help="file or folder")
     exported.add_argument("--distance", type=float, metavar="A", help="phonopy: which displacements, in angstrom")
     return parser
 
@@ -159,7 +161,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=function)
-    parser.add_argument("archive", type=Path, metavar="ARCHIVE")
+    parser.add_argument("archive", type=user_path, metavar="ARCHIVE")
     parser.add_argument(
         "--overwrite",
         action="store_true",

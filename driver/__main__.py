@@ -6,9 +6,9 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from driver import __version__
+from driver.archive.paths import user_path
 from driver.archive.records import ArchiveError
 from driver.errors import LatdynError
 from driver.guard import Guard, launched_as_rank
@@ -81,21 +81,21 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         ("plan", _plan, "what would run: tasks, atoms, memory, hours, archive size; runs nothing"),
     ):
         command = _add(commands, name, function, text, epilog=_explanation() if explain else None)
-        command.add_argument("--config-dir", type=Path, metavar="DIR", help="folder with presets of your own")
+        command.add_argument("--config-dir", type=user_path, metavar="DIR", help="folder with presets of your own")
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that differ from the defaults")
         if name == "plan":
             command.add_argument("--archive", action="store_true", help="print only the path of the campaign's archive")
     command = _add(commands, "status", _status, "how far a campaign is")
-    command.add_argument("archive", type=Path)
+    command.add_argument("archive", type=user_path)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--watch", action="store_true", help="show it again and again, until interrupted")
     form.add_argument("--done", action="store_true", help="print only the number of tasks done")
     command = _add(commands, "verify", _verify, "recompute every checksum and name what is wrong")
-    command.add_argument("archive", type=Path)
+    command.add_argument("archive", type=user_path)
     command.add_argument("--drop", action="store_true", help="give up what is damaged, for the next run to do again")
     command = _add(commands, "merge", _merge, "make one archive of several of the same campaign")
-    command.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE", help="the first is preferred")
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="ARCHIVE", help="must not exist")
+    command.add_argument("archives", type=user_path, nargs="+", metavar="ARCHIVE", help="the first is preferred")
+    command.add_argument("-o", "--output", type=user_path, required=True, metavar="ARCHIVE", help="must not exist")
     command = _add(commands, "models", _models, "list, fetch (compute nodes have no internet), trust or prepare models")
     command.add_argument("action", nargs="?", default="list", choices=("list", "fetch", "trust", "prepare"))
     command.add_argument(

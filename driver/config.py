@@ -192,7 +192,9 @@ def _refuse_odd_choice(group: str, value: Any, known: Collection[str]) -> None:
         raise UsageError(f"{group}={','.join(map(str, names))}: one preset only; there is {', '.join(known)}")
     for name in names:
         if name not in known:
-            raise UsageError(f"{group}={name}: no such preset{nearest(str(name), known)}")
+            own = group == _LISTED and (str(name).endswith(".model") or "/" in str(name))
+            hint = f"; for a file of your own: model=file models.file.path={name}" if own else nearest(str(name), known)
+            raise UsageError(f"{group}={name}: no such preset{hint}")
 
 
 def _refuse_incomplete(
