@@ -200,7 +200,8 @@ def main() -> int:
             soak.end(process, patience_s + MARGIN_S)
             soak.counts["runs"] += 1
             before = soak.check(before)
-            print(f"  {soak.counts['signals']} signals, {len(before)} tasks", file=sys.stderr, flush=True)
+            said = f"{soak.counts['signals']} signals, {len(before)} tasks, lost {soak.counts['lost']}"
+            print(f"  {said}, hung {soak.counts['hung']}", file=sys.stderr, flush=True)
         soak.end(soak.start(soak.archive, 0.0), COMPLETION_S)
         final = soak.check(before)
         tasks = expected or dict.fromkeys(final)

@@ -244,7 +244,7 @@ def connect(patience_s: float, guard: Guard | None = None) -> World:
     guard = guard or Guard(patience_s + START_MARGIN_S)
     together = threading.Event()
     threading.Thread(target=_exit_alone_unless, args=(together, patience_s + START_MARGIN_S), daemon=True).start()
-    guard.wait(patience_s + START_MARGIN_S + LEAVE_S)
+    guard.wait(patience_s + START_MARGIN_S + 2.0)  # a little longer than this process itself
     comm = _initialized()
     size = comm.Get_size()
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", size))
