@@ -5,9 +5,10 @@ python -m benchmarks.signals [--signals 2000] [--ranks 4] [--seed 0] [--patience
 python -m benchmarks.signals --real [--signals 50] [--patience 20]      the real worker with the bundled model
 
 In a fifth of the runs one rank gets SIGKILL or SIGSTOP while they start. In the others one or two ranks get one at
-random moments in mid-campaign; the others go on for a while, then all get one. A run that has not ended by then, patience and 15 s later, hangs. After each run every checksum is recomputed, and all
-that had been committed before must be there, unchanged; at the end the archive must hold all tasks, and with made-up
-tasks equal that of an undisturbed run. Prints the counts; exits 1 if anything was lost or hung.
+random moments in mid-campaign; the others go on for a while, then all get one: a run that has not ended by then,
+patience and 15 s later, hangs. After each run every checksum is recomputed, and all that had been committed before must
+be there, unchanged; at the end the archive must hold all tasks, and with made-up tasks equal that of an undisturbed
+run. Prints the counts; exits 1 if anything was lost or hung.
 """
 
 from __future__ import annotations
