@@ -195,7 +195,7 @@ def main() -> int:
     options = parser.parse_args()
     signals = options.signals or (50 if options.real else 2000)
     patience_s = options.patience or (20.0 if options.real else 4.0)
-    size = max(20, signals) if options.real else max(4, signals // 4)
+    size = max(20, signals)
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         soak = Soak(Path(temporary), options.ranks, patience_s, options.real, size)
